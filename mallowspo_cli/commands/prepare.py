@@ -1,0 +1,78 @@
+"""From a recipe to what every verb needs: model directory, tokenizer, tokenised pairs, reference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mallowspo_cli.data.dataset import load_pairs
+from mallowspo_cli.data.tokenize import TokenizedPairs, tokenize_pairs
+from mallowspo_cli.distributed import log, world_size
+from mallowspo_cli.errors import MallowsPOError
+from mallowspo_cli.models.load import load_tokenizer, model_directory
+from mallowspo_cli.recipe.schema import Recipe
+from mallowspo_cli.reference.build import complete_store, open_store
+from mallowspo_cli.reference.store import ReferenceStore
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data ready to score."""
+
+    directory: Path
+    tokenizer: PreTrainedTokenizerBase
+    train: TokenizedPairs
+    held_out: TokenizedPairs | None
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Fetch the model's files, read the pairs and tokenise them, telling what was left out."""
+    if world_size() > 1:
+        raise MallowsPOError(
+            f"{world_size()} processes were launched; this version trains in one. "
+            "Run `mallowspo train` without a launcher."
+        )
+    directory = model_directory(recipe.model)
+    tokenizer = load_tokenizer(directory)
+    splits = {}
+    for split in ("train", "eval"):
+        pairs = load_pairs(recipe.dataset, split, recipe.seed)
+        splits[split] = tokenize_pairs(pairs, tokenizer, recipe.dataset) if pairs else None
+        if splits[split] is not None:
+            report_losses(split, len(pairs), splits[split])
+    return Prepared(directory, tokenizer, splits["train"], splits["eval"])
+
+
+def report_losses(split: str, read: int, tokenized: TokenizedPairs) -> None:
+    """Say how many pairs a split has, and what happened to the rest."""
+    log.info("%s split: %d of %d pairs", split, len(tokenized), read)
+    for cause, count in tokenized.losses.items():
+        log.info("  %d of %d %s", count, read, cause)
+
+
+def filled_store(recipe: Recipe, prepared: Prepared, device: torch.device) -> ReferenceStore:
+    """The reference store, with a row for every pair of the recipe."""
+    store = open_store(
+        prepared.directory, recipe.model, recipe.reference, recipe.train.precision
+    )
+    pairs = [*prepared.train, *(prepared.held_out or ())]
+    new = complete_store(
+        store,
+        pairs,
+        prepared.directory,
+        recipe.model,
+        recipe.train.precision,
+        recipe.reference.pack_tokens,
+        device,
+    )
+    if new == 0:
+        log.info("reference store: all %d pairs are there (%s)", len(pairs), store.path)
+    else:
+        log.info("reference store: %d pairs added (%s)", new, store.path)
+    return store
+
+
+def default_device() -> torch.device:
+    """The accelerator, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,37 @@
+"""What the verbs print on stdout."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from mallowspo_cli.data.tokenize import TokenizedPair
+from mallowspo_cli.report.run_report import result_rows
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """The table at the end of a run, and where things lie."""
+    table = Table(title=f"{results['name']}: {results['objective']}, {results['pairs']} pairs")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for row in result_rows(results):
+        table.add_row(*row)
+    out = Console(highlight=False)
+    out.print(table)
+    out.print(f"model:  {results['model']}", soft_wrap=True)
+    out.print(f"report: {results['report']}", soft_wrap=True)
+
+
+def print_pair(pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A pair as the model sees it: the prompt dim, what is trained bright."""
+    out = Console(highlight=False)
+    out.print(Text(tokenizer.decode(pair.prompt.tolist()), style="dim"))
+    out.print(Text("chosen:   " + tokenizer.decode(pair.chosen.tolist()), style="green"))
+    out.print(Text("rejected: " + tokenizer.decode(pair.rejected.tolist()), style="red"))
+    out.print(
+        f"tokens: prompt {len(pair.prompt)}, chosen {len(pair.chosen)}, "
+        f"rejected {len(pair.rejected)}; id {pair.pair_id}"
+    )

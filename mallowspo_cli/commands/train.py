@@ -1,0 +1,237 @@
+"""`mallowspo train`: the main job."""
+
+import json
+import resource
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from mallowspo_cli.commands.prepare import Prepared, default_device, filled_store, prepare
+from mallowspo_cli.commands.show import print_pair, print_results
+from mallowspo_cli.distributed import log
+from mallowspo_cli.errors import MallowsPOError
+from mallowspo_cli.evaluation.generate import SequenceKL, sample_pairs, sequence_kl
+from mallowspo_cli.files import write_json, write_text
+from mallowspo_cli.models.load import load_model, load_policy
+from mallowspo_cli.objectives.base import registered
+from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
+from mallowspo_cli.recipe.schema import Precision, Recipe
+from mallowspo_cli.reference.fingerprint import fingerprint
+from mallowspo_cli.reference.store import ReferenceStore
+from mallowspo_cli.reference.terms import Reference
+from mallowspo_cli.report.model_card import model_card
+from mallowspo_cli.report.run_report import write_report
+from mallowspo_cli.scoring import PairScorer
+from mallowspo_cli.training.checkpoint import TrainState, load_checkpoint, whole_checkpoints
+from mallowspo_cli.training.loop import Run, fit, total_steps
+from mallowspo_cli.training.metrics import MetricsFile, read_metrics
+from mallowspo_cli.training.optim import build_optimizer
+from mallowspo_cli.training.run_directory import claim, environment
+
+
+def run(name: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
+    """Train recipe `name`; see `mallowspo train --help`."""
+    loaded = load_recipe(name, overrides)
+    recipe = loaded.recipe
+    directory = Path(recipe.output_dir)
+    if dry_run:
+        _dry_run(loaded)
+        return
+    if claim(directory, loaded, resume):
+        log.info("%s is finished; these are its results", directory)
+        print_results(json.loads((directory / "results.json").read_text()))
+        return
+    train(loaded, directory, resume)
+    print_results(json.loads((directory / "results.json").read_text()))
+
+
+def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
+    """Prepare, train, evaluate and write everything that a run directory holds."""
+    recipe = loaded.recipe
+    prepared = prepare(recipe)
+    steps = total_steps(recipe, len(prepared.train))
+    reference = _reference(recipe, prepared, directory)
+    set_seed(recipe.seed)
+    accelerator = _accelerator(recipe, directory)
+    policy = load_policy(
+        recipe.model, prepared.directory, recipe.train.activation_checkpointing, recipe.seed
+    )
+    scorer = PairScorer(policy)
+    optimizer = build_optimizer(scorer, recipe.train)
+    scorer, optimizer = accelerator.prepare(scorer, optimizer)
+    run = Run(
+        recipe=recipe,
+        directory=directory,
+        accelerator=accelerator,
+        scorer=scorer,
+        optimizer=optimizer,
+        train_pairs=prepared.train,
+        eval_pairs=prepared.held_out or (),
+        metrics=MetricsFile(directory / "metrics.jsonl"),
+    )
+    state = _starting_state(run, resume)
+    log.info(
+        "training: steps %d to %d of %d pairs each, in %s",
+        *(state.step + 1, steps, recipe.train.global_batch_size, directory),
+    )
+    start = time.monotonic()
+    fit(run, recipe.objective, reference, state)
+    seconds = time.monotonic() - start
+    kl = _kl(run, prepared)
+    _finish(run, loaded, prepared, kl, seconds)
+    accelerator.end_training()
+
+
+def _reference(recipe: Recipe, prepared: Prepared, directory: Path) -> Reference | None:
+    """What the objective needs of the reference; None where it needs nothing."""
+    objective = recipe.objective
+    if not (objective.needs_reference or objective.needs_dispersion):
+        return None
+    store = filled_store(recipe, prepared, default_device())
+    reference = Reference(store, recipe.dispersion, prepared.train.pair_ids, recipe.seed)
+    if prepared.held_out:
+        reference.add(prepared.held_out.pair_ids)
+    summary = reference.summary
+    log.info(
+        "dispersion (%s): w = %.4f * -ln(entropy), mean %.3f, from %.3f to %.3f; %d clamped",
+        *(summary.mode, summary.scale, summary.weight_mean, summary.weight_min),
+        *(summary.weight_max, summary.clamped),
+    )
+    write_json(directory / "dispersion.json", _dispersion_file(recipe, prepared, reference, store))
+    return reference
+
+
+def _dispersion_file(
+    recipe: Recipe, prepared: Prepared, reference: Reference, store: ReferenceStore
+) -> dict[str, Any]:
+    weights = reference.weights(prepared.train.pair_ids).double()
+    quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
+    found = torch.quantile(weights, torch.tensor(quantiles, dtype=weights.dtype)).tolist()
+    counts, edges = torch.histogram(weights, bins=60)
+    marks = fingerprint(prepared.directory, recipe.model, recipe.train.precision)
+    return {
+        **asdict(reference.summary),
+        "fingerprint": marks.key(),
+        "store": str(store.path),
+        "quantiles": {str(q): v for q, v in zip(quantiles, found, strict=True)},
+        "histogram": {"edges": edges.tolist(), "counts": counts.int().tolist()},
+    }
+
+
+def _accelerator(recipe: Recipe, directory: Path) -> Accelerator:
+    trackers = [n for n, on in (("wandb", recipe.log.wandb), ("tensorboard", recipe.log.tensorboard)) if on]
+    for package in trackers:
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise MallowsPOError(
+                f"log.{package}=true needs {package}: pip install 'mallowspo[{package}]'"
+            ) from error
+    accelerator = Accelerator(
+        mixed_precision="bf16" if recipe.train.precision is Precision.bf16 else "no",
+        log_with=trackers or None,
+        project_dir=str(directory),
+    )
+    if trackers:
+        options = {"wandb": {"name": recipe.name, "dir": str(directory)}}
+        accelerator.init_trackers("mallowspo", init_kwargs=options)
+    return accelerator
+
+
+def _starting_state(run: Run, resume: bool) -> TrainState:
+    checkpoints = whole_checkpoints(run.directory)
+    if not resume or not checkpoints:
+        if resume and run.metrics.path.is_file():
+            log.info("%s has no whole checkpoint; starting afresh", run.directory)
+        run.metrics.cut_back(-1)
+        return TrainState()
+    model = run.accelerator.unwrap_model(run.scorer)
+    state = load_checkpoint(checkpoints[-1], model, run.optimizer)
+    run.metrics.cut_back(state.step)
+    log.info("going on from %s", checkpoints[-1])
+    return state
+
+
+def _kl(run: Run, prepared: Prepared) -> SequenceKL | None:
+    """The policy's sequence KL to the reference, which is loaded for this alone."""
+    config = run.recipe.eval
+    if config.kl_prompts == 0 or not prepared.held_out:
+        return None
+    unique = {pair.prompt.tobytes(): pair.prompt for pair in prepared.held_out}
+    prompts = list(unique.values())[: config.kl_prompts]
+    policy = run.accelerator.unwrap_model(run.scorer)
+    model = policy.causal_model
+    samples = sample_pairs(model, prepared.tokenizer, prompts, config.kl_tokens, run.recipe.seed)
+    frozen = load_model(prepared.directory, torch.float32, run.recipe.model.attention)
+    device = run.accelerator.device
+    reference = PairScorer(frozen).to(device).eval()
+    # Both in float32: what is measured is the change of the weights, not of the arithmetic.
+    return sequence_kl(policy.eval(), reference, samples, device, config.kl_tokens)
+
+
+def _finish(
+    run: Run, loaded: LoadedRecipe, prepared: Prepared, kl: SequenceKL | None, seconds: float
+) -> None:
+    directory, recipe = run.directory, run.recipe
+    lines = read_metrics(run.metrics.path)
+    evaluations = [line for line in lines if "eval/loss" in line]
+    rates = [line["pairs_per_second"] for line in lines if "pairs_per_second" in line]
+    results = {
+        "name": recipe.name,
+        "objective": next(n for n, c in registered().items() if type(recipe.objective) is c),
+        "model_source": recipe.model.source,
+        "dataset_path": recipe.dataset.path,
+        "steps": run.total_steps,
+        "pairs": run.total_steps * recipe.train.global_batch_size,
+        "seconds": seconds,
+        "pairs_per_second": len(rates) / sum(1 / rate for rate in rates),
+        "peak_memory_gib": _peak_memory_gib(),
+        "before": next((line for line in evaluations if line["step"] == 0), None),
+        "after": next((line for line in evaluations if line["step"] == run.total_steps), None),
+        "kl": asdict(kl) if kl is not None else None,
+        "model": str(directory / "model"),
+        "report": str(directory / "report.html"),
+    }
+    _save_model(run, loaded, prepared, results)
+    write_json(directory / "results.json", results)
+    write_report(directory)
+
+
+def _save_model(
+    run: Run, loaded: LoadedRecipe, prepared: Prepared, results: dict[str, Any]
+) -> None:
+    """A directory that transformers loads: weights with adapters merged, tokenizer, model card."""
+    target = run.directory / "model"
+    model = run.accelerator.unwrap_model(run.scorer).model
+    if run.recipe.model.lora.rank:
+        model.save_pretrained(run.directory / "adapter")
+        model = model.merge_and_unload()
+    model.save_pretrained(target)
+    prepared.tokenizer.save_pretrained(target)
+    file = run.directory / "dispersion.json"
+    dispersion = json.loads(file.read_text()) if file.is_file() else None
+    card = model_card(loaded.to_yaml(), results, dispersion, environment())
+    write_text(target / "README.md", card)
+
+
+def _peak_memory_gib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _dry_run(loaded: LoadedRecipe) -> None:
+    """Everything short of the model: compose, tokenise, show a pair and what would run."""
+    recipe = loaded.recipe
+    prepared = prepare(recipe)
+    print_pair(prepared.train[0], prepared.tokenizer)
+    steps = total_steps(recipe, len(prepared.train))
+    log.info(
+        "would train %d steps of %d pairs with %s and write %s",
+        *(steps, recipe.train.global_batch_size, recipe.objective, recipe.output_dir),
+    )

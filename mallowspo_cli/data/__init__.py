@@ -1,0 +1,1 @@
+"""Preference pairs: read, told apart by layout, tokenised."""

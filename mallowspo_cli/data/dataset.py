@@ -1,0 +1,105 @@
+"""Read preference pairs from a hub id, files, a directory, or the package itself."""
+
+import glob
+import random
+from pathlib import Path
+from typing import Any
+
+from mallowspo_cli.data.formats import choose_format
+from mallowspo_cli.data.pairs import PreferencePair
+from mallowspo_cli.distributed import log
+from mallowspo_cli.errors import DataError
+from mallowspo_cli.recipe.schema import DatasetConfig
+
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""File endings and the reader of `datasets` for each."""
+
+
+def load_pairs(config: DatasetConfig, split: str, seed: int = 0) -> list[PreferencePair]:
+    """The pairs of `split`, which is "train" or "eval", in the data's order.
+
+    Without an eval split of its own, `eval_size` pairs at the end of a seeded shuffle of the
+    training split are held out.
+
+    Raises:
+        DataError: nothing there, no rows, a row that is no pair; names the place.
+    """
+    if split == "eval" and config.eval_split is None and config.eval_size == 0:
+        return []
+    own = config.train_split if split == "train" else config.eval_split
+    rows, name = _read(config, own if own is not None else config.train_split)
+    if not rows:
+        raise DataError(f"{name} holds no rows.")
+    to_pair = choose_format(config.format, rows[0], name)
+    pairs = [to_pair(row, f"{name} row {index}") for index, row in enumerate(rows)]
+    if config.eval_split is not None:
+        return pairs
+    if config.eval_size >= len(pairs):
+        raise DataError(
+            f"dataset.eval_size={config.eval_size} leaves nothing of {len(pairs)} pairs to train on."
+        )
+    order = list(range(len(pairs)))
+    random.Random(seed).shuffle(order)
+    cut = len(pairs) - config.eval_size
+    kept = sorted(order[:cut] if split == "train" else order[cut:])
+    return [pairs[index] for index in kept]
+
+
+def _read(config: DatasetConfig, split: str) -> tuple[list[dict[str, Any]], str]:
+    """Raw rows, and a name for them in messages."""
+    path = config.path
+    if path.startswith("package:"):
+        path = str(Path(__file__).parent / path.removeprefix("package:"))
+    place = Path(path).expanduser()
+    if place.is_file():
+        return _read_files([place]), place.name
+    if place.is_dir():
+        files = [f for ending in READERS for f in sorted(place.glob(f"{split}{ending}"))]
+        if not files:
+            raise DataError(
+                f"{config.path} has no split '{split}': no {split}.jsonl, .json, .csv or .parquet."
+            )
+        return _read_files(files[:1]), files[0].name
+    matches = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
+    if matches:
+        return _read_files(matches), config.path
+    if place.suffix in READERS or config.path.startswith((".", "/", "~", "package:")):
+        raise DataError(f"no data at {config.path}.")
+    return _read_hub(config, split), f"{config.path} ({split})"
+
+
+def _read_files(files: list[Path]) -> list[dict[str, Any]]:
+    import datasets
+
+    for file in files:
+        if file.suffix not in READERS:
+            raise DataError(f"cannot read {file.name}; expected one of {', '.join(READERS)}.")
+        if file.stat().st_size == 0:
+            raise DataError(f"{file.name} is empty.")
+    reader = READERS[files[0].suffix]
+    try:
+        datasets.disable_progress_bars()
+        data = datasets.load_dataset(reader, data_files=[str(f) for f in files], split="train")
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        cause = error.__cause__ or error
+        raise DataError(f"{files[0].name} is not valid {reader}: {_first_line(cause)}") from error
+    return data.to_list()
+
+
+def _read_hub(config: DatasetConfig, split: str) -> list[dict[str, Any]]:
+    import datasets
+
+    log.info("reading %s, split %s", config.path, split)
+    try:
+        return datasets.load_dataset(config.path, revision=config.revision, split=split).to_list()
+    except ValueError as error:
+        raise DataError(f"{config.path}: {_first_line(error)}") from error
+    except (OSError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
+        raise DataError(
+            f"{config.path} is not a file or directory here, and cannot be read from the hub "
+            f"({type(error).__name__}). Check the name and the connection, or give a local file."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,33 @@
+"""What the user can mend. Each message says what was found, what was expected and what to do."""
+
+
+class MallowsPOError(Exception):
+    """Base of every error that the command line prints as one line, with exit code 2."""
+
+
+class RecipeError(MallowsPOError):
+    """A recipe, an override or a knob that cannot be used."""
+
+
+class DataError(MallowsPOError):
+    """Preference data that cannot be read or trained on."""
+
+
+class ModelError(MallowsPOError):
+    """A model source that cannot be fetched, read or scored."""
+
+
+class CacheError(MallowsPOError):
+    """A reference store that does not fit the run."""
+
+
+class CheckpointError(MallowsPOError):
+    """A run directory or checkpoint that cannot be used."""
+
+
+class TrainingError(MallowsPOError):
+    """Training that cannot go on, such as a non-finite loss."""
+
+
+class EvalError(MallowsPOError):
+    """An evaluation that cannot be carried out."""

@@ -1,0 +1,156 @@
+"""Held-out preferences: does the policy's implicit reward rank them as the data does?"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mallowspo_cli import dispersion
+from mallowspo_cli.data.tokenize import TokenizedPair
+from mallowspo_cli.distributed import progress
+from mallowspo_cli.evaluation.statistics import bootstrap_interval
+from mallowspo_cli.objectives.base import Objective, PairScores
+from mallowspo_cli.packing.layout import PairBatch, collate
+from mallowspo_cli.packing.packer import pack, padded_length
+from mallowspo_cli.reference.terms import Reference
+
+TERCILES = ("low_dispersion", "middle_dispersion", "high_dispersion")
+
+
+@dataclass(frozen=True)
+class PreferenceReport:
+    """Means over N held-out pairs; log-probs in nats."""
+
+    pairs: int
+    loss: float
+    accuracy: float
+    """Share of pairs with the chosen reward above the rejected one; equal rewards count half."""
+    accuracy_low: float
+    """Lower end of the 95 % interval (bootstrap over prompts)."""
+    accuracy_high: float
+    margin: float
+    chosen_reward: float
+    rejected_reward: float
+    chosen_logp: float
+    rejected_logp: float
+    displacement: float | None
+    """Share of pairs whose chosen log-prob lies below the reference's; None without a reference."""
+    by_dispersion: dict[str, dict[str, float]]
+    """Accuracy, margin, mean weight and pairs of each third by w; empty without a dispersion."""
+
+    def metrics(self) -> dict[str, Any]:
+        """The report under the names of metrics.jsonl, with `eval/` in front."""
+        named = {
+            "loss": self.loss,
+            "rewards/accuracies": self.accuracy,
+            "rewards/accuracies_low": self.accuracy_low,
+            "rewards/accuracies_high": self.accuracy_high,
+            "rewards/margins": self.margin,
+            "rewards/chosen": self.chosen_reward,
+            "rewards/rejected": self.rejected_reward,
+            "logps/chosen": self.chosen_logp,
+            "logps/rejected": self.rejected_logp,
+            "displacement": self.displacement,
+        }
+        for tercile, values in self.by_dispersion.items():
+            named |= {f"{tercile}/{key}": value for key, value in values.items()}
+        return {f"eval/{key}": value for key, value in named.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def evaluate_preferences(
+    score: Callable[[PairBatch], PairScores],
+    pairs: Sequence[TokenizedPair],
+    objective: Objective,
+    reference: Reference | None,
+    pack_tokens: int,
+    device: torch.device,
+) -> PreferenceReport:
+    """Score held-out pairs and sum them up.
+
+    Args:
+        score: a forward pass of the policy over one pack.
+        pairs: N pairs, all shown to `reference` before.
+    """
+    (packs,) = pack([padded_length(p) for p in pairs], pack_tokens)
+    rows: list[dict[str, Tensor]] = []
+    order: list[int] = []
+    with torch.no_grad(), progress("evaluation", len(pairs), "pairs") as advance:
+        for members in packs:
+            batch = collate([pairs[i] for i in members]).to(device)
+            scores = score(batch)
+            terms = reference(batch.pair_ids, device) if reference is not None else None
+            output = objective(scores, terms)
+            displaced = (
+                (scores.chosen_logps < terms.chosen_logps).float()
+                if terms is not None
+                else torch.full_like(output.losses, torch.nan)
+            )
+            rows.append(
+                {
+                    "loss": output.losses,
+                    "chosen_reward": output.chosen_rewards,
+                    "rejected_reward": output.rejected_rewards,
+                    "chosen_logp": scores.chosen_logps,
+                    "rejected_logp": scores.rejected_logps,
+                    "displacement": displaced,
+                }
+            )
+            order += members
+            advance(len(members))
+    columns = {k: torch.cat([r[k] for r in rows]).double().cpu() for k in rows[0]}
+    columns = {k: v[torch.argsort(torch.tensor(order))] for k, v in columns.items()}
+    weights = reference.weights([p.pair_id for p in pairs]) if reference is not None else None
+    return _summarise(columns, [_prompt_key(p) for p in pairs], weights)
+
+
+def win_indicator(margins: Tensor) -> Tensor:
+    """1 where the chosen reward is above, 0 below, 1/2 where both are equal."""
+    return (margins > 0).to(margins.dtype) + 0.5 * (margins == 0).to(margins.dtype)
+
+
+def _summarise(
+    columns: dict[str, Tensor], prompts: list[str], weights: Tensor | None
+) -> PreferenceReport:
+    means = {key: float(value.mean()) for key, value in columns.items()}
+    margins = columns["chosen_reward"] - columns["rejected_reward"]
+    wins = win_indicator(margins)
+    low, high = bootstrap_interval(wins.tolist(), prompts)
+    displacement = means.pop("displacement")
+    return PreferenceReport(
+        pairs=len(wins),
+        accuracy=float(wins.mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        margin=float(margins.mean()),
+        displacement=None if displacement != displacement else displacement,
+        by_dispersion=_by_tercile(margins, wins, weights) if weights is not None else {},
+        **means,
+    )
+
+
+def _by_tercile(margins: Tensor, wins: Tensor, weights: Tensor) -> dict[str, dict[str, float]]:
+    if bool((weights == weights[0]).all()):
+        return {}
+    # A low weight is a high dispersion.
+    third = 2 - dispersion.terciles(weights)
+    return {
+        name: {
+            "accuracy": float(wins[third == index].mean()),
+            "margin": float(margins[third == index].mean()),
+            "weight_mean": float(weights[third == index].mean()),
+            "pairs": int((third == index).sum()),
+        }
+        for index, name in enumerate(TERCILES)
+        if bool((third == index).any())
+    }
+
+
+def _prompt_key(pair: TokenizedPair) -> str:
+    return hashlib.blake2b(pair.prompt.tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,1 @@
+"""Model sources, loading, and the log-prob head."""

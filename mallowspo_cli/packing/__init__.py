@@ -1,0 +1,1 @@
+"""How pairs lie in a forward pass."""

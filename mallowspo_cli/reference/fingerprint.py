@@ -1,0 +1,81 @@
+"""What makes two reference passes give the same numbers."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import transformers
+
+from mallowspo_cli.errors import ModelError
+from mallowspo_cli.files import sha256
+from mallowspo_cli.recipe.schema import Dtype, ModelConfig, Precision
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The reference model and how it is run. Loss, beta, learning rate, seed, batch and order are
+    not in it, nor is the data: rows are keyed by their tokens.
+    """
+
+    weights: str
+    """Digest of the safetensors files."""
+    config: str
+    """Digest of config.json."""
+    tokenizer: str
+    """Digest of the tokenizer's files and chat template."""
+    compute: str
+    """Storage and compute type, such as `float32` or `bfloat16 autocast over float32`."""
+    attention: str
+    torch: str
+    transformers: str
+
+    def key(self) -> str:
+        """A short name for a directory."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def differences(self, other: "Fingerprint") -> list[str]:
+        """Fields that differ, as `field: mine, not other's`."""
+        return [
+            f"{f.name}: {getattr(self, f.name)}, not {getattr(other, f.name)}"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(other, f.name)
+        ]
+
+
+def fingerprint(directory: Path, config: ModelConfig, precision: Precision) -> Fingerprint:
+    """The fingerprint of the model in `directory`, run as the recipe says."""
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(f"{directory} holds no safetensors weights.")
+    tokenizer = [directory / n for n in ("tokenizer.json", "tokenizer_config.json")]
+    tokenizer += sorted(directory.glob("chat_template*"))
+    return Fingerprint(
+        weights=_digest(weights),
+        config=_digest([directory / "config.json"]),
+        tokenizer=_digest([path for path in tokenizer if path.is_file()]),
+        compute=compute_name(config.dtype, precision),
+        attention=config.attention,
+        torch=torch.__version__.partition("+")[0],
+        transformers=transformers.__version__,
+    )
+
+
+def compute_name(dtype: Dtype, precision: Precision) -> str:
+    """How a model stored as `dtype` computes under `precision`."""
+    if dtype is Dtype.float32 and precision is Precision.bf16:
+        return "bfloat16 autocast over float32"
+    return dtype.value
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        # A hub blob is named by its sha256, so a file of many gigabytes need not be read.
+        blob = path.resolve().name
+        content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else sha256(path)
+        digest.update(f"{path.name}\0{content}\n".encode())
+    return digest.hexdigest()

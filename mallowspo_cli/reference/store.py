@@ -1,0 +1,143 @@
+"""Reference scores on disk: append-only Parquet shards under a manifest."""
+
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from mallowspo_cli.errors import CacheError
+from mallowspo_cli.files import make_directory, whole_file, write_json
+from mallowspo_cli.reference.fingerprint import Fingerprint
+
+FORMAT = 1
+"""Version of the layout on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRows:
+    """The stored sums of B pairs, (B,) each: log-probs and entropies in nats, float32."""
+
+    chosen_logp: Tensor
+    rejected_logp: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    chosen_entropy_sum: Tensor
+    rejected_entropy_sum: Tensor
+    chosen_first_entropy: Tensor
+    rejected_first_entropy: Tensor
+
+
+COLUMNS = tuple(field.name for field in fields(ReferenceRows))
+SCHEMA = pa.schema(
+    [("pair_id", pa.string())]
+    + [(c, pa.int32() if c.endswith("tokens") else pa.float32()) for c in COLUMNS]
+)
+
+
+class ReferenceStore:
+    """Sums per pair content. Rows are only ever added."""
+
+    def __init__(self, path: Path, vocab_size: int):
+        self.path, self.vocab_size = path, vocab_size
+        self._index: dict[str, int] = {}
+        self._rows = {
+            c: torch.empty(0, dtype=torch.int64 if c.endswith("tokens") else torch.float32)
+            for c in COLUMNS
+        }
+        for shard in sorted(path.glob("rows-*.parquet")):
+            self._add(_read(shard))
+
+    @classmethod
+    def create(cls, path: Path, expected: Fingerprint, vocab_size: int) -> "ReferenceStore":
+        """A new, empty store."""
+        make_directory(path, "the reference store")
+        manifest = {"format": FORMAT, "vocab_size": vocab_size, "fingerprint": asdict(expected)}
+        write_json(path / "manifest.json", manifest)
+        return cls(path, vocab_size)
+
+    @classmethod
+    def open(cls, path: Path, expected: Fingerprint) -> "ReferenceStore":
+        """An existing store.
+
+        Raises:
+            CacheError: missing, or built by another model or in another way: lists what differs.
+        """
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            found = Fingerprint(**manifest["fingerprint"])
+            vocab_size = int(manifest["vocab_size"])
+        except FileNotFoundError as error:
+            raise CacheError(
+                f"no reference store at {path}. Build it: mallowspo cache-ref recipe=..."
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise CacheError(
+                f"{path / 'manifest.json'} is not a manifest of version {FORMAT}. Remove the "
+                "directory, or give another: reference.store=..."
+            ) from error
+        differences = found.differences(expected)
+        if differences:
+            raise CacheError(
+                f"the reference store at {path} was built otherwise ({'; '.join(differences)}). "
+                "Give another directory (reference.store=...) or leave the key out."
+            )
+        return cls(path, vocab_size)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def missing(self, pair_ids: Sequence[str]) -> list[str]:
+        """The ids that the store lacks, each once, in order."""
+        return [p for p in dict.fromkeys(pair_ids) if p not in self._index]
+
+    def lookup(self, pair_ids: Sequence[str], device: torch.device | None = None) -> ReferenceRows:
+        """The rows of B pairs.
+
+        Raises:
+            CacheError: a pair is missing; names the first.
+        """
+        try:
+            index = torch.tensor([self._index[p] for p in pair_ids])
+        except KeyError as error:
+            raise CacheError(
+                f"the reference store at {self.path} has no row for pair {error.args[0]}. "
+                "Complete it: mallowspo cache-ref recipe=..."
+            ) from error
+        return ReferenceRows(**{c: self._rows[c][index].to(device) for c in COLUMNS})
+
+    def append(self, pair_ids: Sequence[str], rows: ReferenceRows) -> None:
+        """Write a shard, whole or not at all."""
+        columns = {c: getattr(rows, c).cpu().numpy() for c in COLUMNS}
+        table = pa.table({"pair_id": list(pair_ids), **columns}, schema=SCHEMA)
+        name = f"rows-{os.getpid():07d}-{uuid.uuid4().hex[:12]}.parquet"
+        with whole_file(self.path / name) as temporary:
+            pq.write_table(table, temporary)
+        self._add(table)
+
+    def _add(self, table: pa.Table) -> None:
+        offset = len(self._rows[COLUMNS[0]])
+        for position, pair in enumerate(table["pair_id"].to_pylist()):
+            self._index[pair] = offset + position
+        for c in COLUMNS:
+            added = torch.from_numpy(table[c].to_numpy().copy()).to(self._rows[c].dtype)
+            self._rows[c] = torch.cat([self._rows[c], added])
+
+
+def _read(shard: Path) -> pa.Table:
+    try:
+        table = pq.read_table(shard)
+        if table.schema.names == SCHEMA.names:
+            return table.cast(SCHEMA)
+        problem = f"its columns are {', '.join(table.schema.names)}"
+    except (pa.ArrowException, OSError) as error:
+        problem = str(error).splitlines()[0]
+    raise CacheError(
+        f"{shard} is damaged ({problem}). Delete it; the next pass computes its rows again."
+    )

@@ -1,0 +1,68 @@
+"""One forward pass over a pack of pairs, for the reference pass, evaluation and training alike."""
+
+import torch
+from torch import Tensor, nn
+
+from mallowspo_cli.models.head import install_head
+from mallowspo_cli.objectives.base import PairEntropies, PairScores
+from mallowspo_cli.packing.layout import PairBatch
+
+
+class PairScorer(nn.Module):
+    """A language model that scores pairs. This is what accelerate prepares, so that an engine's hooks
+    see one forward.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        install_head(self.causal_model)
+
+    @property
+    def causal_model(self) -> nn.Module:
+        """The model without adapters' wrapping: backbone and output layer."""
+        base = getattr(self.model, "get_base_model", None)
+        return base() if base is not None else self.model
+
+    @property
+    def config(self):  # noqa: ANN201
+        """The language model's own configuration."""
+        return self.causal_model.config
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits, which may exceed the tokenizer's size."""
+        return self.causal_model.get_output_embeddings().out_features  # type: ignore[operator]
+
+    def forward(
+        self, batch: PairBatch, entropy: bool = False
+    ) -> PairScores | tuple[PairScores, PairEntropies]:
+        """Summed log-probs and token counts of B pairs; with `entropy`, entropies beside them."""
+        causal = self.causal_model
+        backbone = causal.base_model
+        hidden = backbone(  # type: ignore[operator]
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        ).last_hidden_state
+        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.source_index)
+        head = causal.get_output_embeddings()  # type: ignore[operator]
+        tokens = head(rows, batch.target_ids, entropy=entropy)
+
+        responses = 2 * len(batch.pair_ids)
+        counts = torch.bincount(batch.response_index, minlength=responses)
+        logps = _sum(tokens.logps, batch.response_index, responses)
+        scores = PairScores(*_split(logps), *_split(counts))
+        if not entropy:
+            return scores
+        sums = _sum(tokens.entropies, batch.response_index, responses)
+        first = tokens.entropies[counts.cumsum(0) - counts]
+        return scores, PairEntropies(*_split(sums), *_split(first))
+
+
+def _sum(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sums per response; in float32 or better."""
+    return values.new_zeros(size).index_add(0, index, values)
+
+
+def _split(per_response: Tensor) -> tuple[Tensor, Tensor]:
+    """(2 B,) to the chosen (B,) and the rejected (B,)."""
+    return per_response[0::2], per_response[1::2]
