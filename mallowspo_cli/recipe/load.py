@@ -78,12 +78,19 @@ def recipe_files() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def option_files(group: str) -> dict[str, Path]:
+    """Option name to file, for `group=NAME`; where a name appears twice the user's own wins."""
+    found: dict[str, Path] = {}
+    for directory in recipe_directories():
+        for path in sorted((directory / group).glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
 def option_names(group: str) -> list[str]:
-    """Names that `group=NAME` takes."""
-    names = {p.stem for d in recipe_directories() for p in (d / group).glob("*.yaml")}
-    if group == "objective":
-        names |= set(registered())
-    return sorted(names)
+    """Names that `group=NAME` takes: files, and for objectives the registered ones."""
+    names = set(option_files(group))
+    return sorted(names | set(registered()) if group == "objective" else names)
 
 
 def find_recipe(name: str) -> Path:

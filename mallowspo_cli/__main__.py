@@ -1,0 +1,204 @@
+"""The `mallowspo` command. Imports nothing heavy: each verb loads what it needs when it runs."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from mallowspo_cli.errors import MallowsPOError, RecipeError
+
+WORDS = click.argument("words", nargs=-1, metavar="recipe=NAME [KEY=VALUE ...]")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mallowspo", prog_name="mallowspo")
+def cli() -> None:
+    """Preference fine-tuning with a prompt-dependent dispersion index (MallowsPO).
+
+    \b
+    Example:
+      mallowspo train recipe=quickstart
+      mallowspo eval preferences model=runs/quickstart
+
+    A recipe is a YAML file, every key of which can be changed on the command line:
+
+    \b
+      mallowspo train recipe=quickstart objective=dpo objective.beta=0.05 name=my_dpo
+    """
+
+
+@cli.command()
+@WORDS
+@click.option("--resume", is_flag=True, help="Go on from the run's newest whole checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Compose, check, tokenise, show a pair; no training.")
+def train(words: Sequence[str], resume: bool, dry_run: bool) -> None:
+    """Fine-tune a model on preference pairs.
+
+    \b
+    Example:
+      mallowspo train recipe=quickstart
+      mallowspo train recipe=quickstart objective=mallows_theta train.learning_rate=5e-6 name=theta
+      mallowspo train recipe=quickstart --resume
+
+    Scores the data with the frozen reference model first where that has not been done (as
+    `cache-ref` does), then trains, evaluates and writes runs/NAME: metrics.jsonl, checkpoints/,
+    model/, report.html and plots/. `mallowspo recipes keys` explains every KEY.
+    """
+    name, overrides = split_recipe(words, "train")
+    _verb("train").run(name, overrides, resume=resume, dry_run=dry_run)
+
+
+@cli.command("cache-ref")
+@WORDS
+def cache_ref(words: Sequence[str]) -> None:
+    """Score a recipe's pairs with the frozen reference model, once for every later run.
+
+    \b
+    Example:
+      mallowspo cache-ref recipe=quickstart
+
+    Stores summed log-probs, token counts and entropies per pair, from which every objective, beta
+    and dispersion setting follows. Only pairs that are not there yet are scored, so a pass that was
+    stopped goes on where it was.
+    """
+    name, overrides = split_recipe(words, "cache-ref")
+    _verb("cache_ref").run(name, overrides)
+
+
+@cli.group("eval")
+def evaluate() -> None:
+    """Evaluate a trained model.
+
+    \b
+    Example:
+      mallowspo eval preferences model=runs/quickstart
+    """
+
+
+@evaluate.command()
+@click.argument("words", nargs=-1, metavar="model=RUN_OR_MODEL [dataset=NAME] [KEY=VALUE ...]")
+def preferences(words: Sequence[str]) -> None:
+    """Held-out loss, implicit-reward accuracy and margin, displacement, by dispersion tercile too.
+
+    \b
+    Example:
+      mallowspo eval preferences model=runs/quickstart
+      mallowspo eval preferences model=runs/quickstart dataset=local dataset.path=mine.jsonl
+      mallowspo eval preferences model=./a-model reference=smollm2_135m dataset=quickstart_pairs
+
+    model= is a run directory, a model directory, a name in recipes/model/ or a hub id, tried in
+    that order. A run brings its dataset, objective, reference and dispersion scale; a bare model
+    takes dataset=, objective= (default: dpo) and, where the objective needs one, reference=.
+
+    \b
+    eval.limit=N      evaluate on the first N held-out pairs
+    eval.output=FILE  write the numbers as JSON (for a run: runs/NAME/evaluations/ as well)
+    """
+    _verb("eval_preferences").run(list(words))
+
+
+@cli.group()
+def recipes() -> None:
+    """List, show and find recipes.
+
+    \b
+    Example:
+      mallowspo recipes list
+      mallowspo recipes show quickstart objective=dpo
+    """
+
+
+@recipes.command("list")
+def list_() -> None:
+    """Names and descriptions of all recipes and of the options they choose from.
+
+    \b
+    Example:
+      mallowspo recipes list
+    """
+    _verb("recipes").list_recipes()
+
+
+@recipes.command()
+@click.argument("name")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE ...]")
+def show(name: str, overrides: Sequence[str]) -> None:
+    """Print a recipe as it would run: composed, overridden and resolved.
+
+    \b
+    Example:
+      mallowspo recipes show quickstart objective=dpo train.epochs=2
+    """
+    _verb("recipes").show(name.removeprefix("recipe="), list(overrides))
+
+
+@recipes.command()
+@click.argument("file", metavar="FILE")
+def path(file: str) -> None:
+    """Print where a recipe or option file lies, to read or copy it.
+
+    \b
+    Example:
+      mallowspo recipes path quickstart
+      mallowspo recipes path model/smollm2_135m.yaml
+    """
+    _verb("recipes").path(file)
+
+
+@recipes.command()
+@click.argument("prefix", default="")
+def keys(prefix: str) -> None:
+    """Explain every recipe key, or those under PREFIX, with its default.
+
+    \b
+    Example:
+      mallowspo recipes keys train
+    """
+    _verb("recipes").keys(prefix)
+
+
+@cli.command()
+def doctor() -> None:
+    """Check versions, devices and caches; name the command that mends what is missing.
+
+    \b
+    Example:
+      mallowspo doctor
+    """
+    _verb("doctor").run()
+
+
+def split_recipe(words: Sequence[str], verb: str) -> tuple[str, list[str]]:
+    """The recipe's name, and the other words.
+
+    Raises:
+        RecipeError: no recipe, two of them, or a word that is no KEY=VALUE.
+    """
+    names = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")]
+    if len(names) != 1 or not names[0]:
+        found = "no recipe" if not names else f"recipe={' recipe='.join(names)}"
+        raise RecipeError(
+            f"found {found}, expected one. Example: mallowspo {verb} recipe=quickstart"
+        )
+    return names[0], [word for word in words if not word.startswith("recipe=")]
+
+
+def main() -> None:
+    """Run the command line: what the user can mend becomes one line and exit code 2."""
+    try:
+        cli(prog_name="mallowspo")
+    except MallowsPOError as error:
+        from mallowspo_cli.distributed import is_main
+
+        if is_main():
+            print(f"mallowspo: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _verb(name: str):  # noqa: ANN202 (a module)
+    return importlib.import_module(f"mallowspo_cli.commands.{name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""`mallowspo cache-ref`: the reference pass alone."""
+
+from mallowspo_cli.commands.prepare import default_device, filled_store, prepare
+from mallowspo_cli.distributed import log, set_up_logging
+from mallowspo_cli.recipe.load import load_recipe
+
+
+def run(name: str, overrides: list[str]) -> None:
+    """Score what the store of recipe `name` lacks; see `mallowspo cache-ref --help`."""
+    set_up_logging()
+    recipe = load_recipe(name, overrides).recipe
+    objective = recipe.objective
+    if not (objective.needs_reference or objective.needs_dispersion):
+        log.info("%s reads no reference; scoring all the same", type(objective).__name__)
+    store = filled_store(recipe, prepare(recipe), default_device())
+    print(store.path)

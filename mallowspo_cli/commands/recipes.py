@@ -1,0 +1,123 @@
+"""`mallowspo recipes`: what there is, where it lies, what it composes to, what its keys mean."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import omegaconf
+from rich.console import Console
+from rich.table import Table
+
+from mallowspo_cli.errors import RecipeError
+from mallowspo_cli.objectives.base import registered
+from mallowspo_cli.recipe.load import (
+    GROUPS,
+    load_recipe,
+    nearest,
+    option_files,
+    recipe_directories,
+    recipe_files,
+)
+from mallowspo_cli.recipe.schema import Recipe
+
+
+def list_recipes() -> None:
+    """Print every recipe, and the options of each group, with the first line of its file."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    for name, file in recipe_files().items():
+        table.add_row("recipe=", name, _first_comment(file))
+    for group in GROUPS:
+        options = {name: _first_comment(file) for name, file in option_files(group).items()}
+        if group == "objective":
+            options |= {name: _first_line(cls.__doc__) for name, cls in registered().items()}
+        for name, what in sorted(options.items()):
+            table.add_row(f"{group}=", name, what)
+    Console(highlight=False, markup=False).print(table)
+
+
+def show(name: str, overrides: list[str]) -> None:
+    """Print the composed, resolved recipe as a recipe file."""
+    print(load_recipe(name, overrides).to_yaml(), end="")
+
+
+def path(file: str) -> None:
+    """Print the path of a recipe, option or launcher file."""
+    wanted = file if file.endswith(".yaml") else f"{file}.yaml"
+    for directory in recipe_directories():
+        if (directory / wanted).is_file():
+            print(directory / wanted)
+            return
+    names = [str(f.relative_to(d)) for d in recipe_directories() for f in d.rglob("*.yaml")]
+    raise RecipeError(
+        f"no file {wanted} among the recipes.{nearest(wanted, names)} "
+        "`mallowspo recipes list` shows the names."
+    )
+
+
+def keys(prefix: str) -> None:
+    """Print each key under `prefix` with its default and its meaning."""
+    rows = [row for row in _explained_keys() if row[0].startswith(prefix)]
+    if not rows:
+        names = [row[0] for row in _explained_keys()]
+        raise RecipeError(f"no key begins with '{prefix}'.{nearest(prefix, names)}")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("key", "default", "meaning"):
+        table.add_column(heading, no_wrap=heading == "key")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
+
+
+def _explained_keys() -> Iterator[tuple[str, str, str]]:
+    yield from _fields_of(Recipe, "")
+    for name, cls in registered().items():
+        for key, default, meaning in _fields_of(cls, "objective."):
+            yield key, default, f"({name}) {meaning}"
+
+
+def _fields_of(cls: type, prefix: str) -> Iterator[tuple[str, str, str]]:
+    meanings = field_docs(cls)
+    for f in fields(cls):
+        inner = f.default_factory if f.default_factory is not MISSING else None
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from _fields_of(inner, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", _default(f), meanings.get(f.name, "")
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, in one line."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            found[statement.target.id] = " ".join(str(following.value.value).split())
+    return found
+
+
+def _default(field: "Field[Any]") -> str:
+    value = field.default
+    if value is MISSING or value == omegaconf.MISSING:
+        return "(choose)"
+    return "null" if value is None else str(getattr(value, "value", value))
+
+
+def _first_comment(file: Path) -> str:
+    first = file.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n", 1)[0]

@@ -1,0 +1,78 @@
+"""What all tests share: no network, a cache of their own, a tiny model and tiny data."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before transformers, datasets or huggingface_hub are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("default", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache directory that no other program sees, for the whole session."""
+    path = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MALLOWSPO_CACHE", str(path / "mallowspo"))
+        patch.setenv("HF_HOME", str(path / "huggingface"))
+        patch.delenv("MALLOWSPO_RECIPE_PATH", raising=False)
+        yield path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small tensors are fastest on one thread, and the same on every machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(own_cache: Path) -> Path:
+    """The directory of `model=tiny_random`."""
+    from mallowspo_cli.models.sources import resolve_model
+
+    return resolve_model("random:llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_directory: Path):
+    """The byte-level tokenizer of `model=tiny_random`."""
+    from mallowspo_cli.models.load import load_tokenizer
+
+    return load_tokenizer(tiny_directory)
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes rows as a JSONL file and returns its path."""
+
+    def write(rows: list[dict[str, Any]], name: str = "pairs.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def pair_rows(count: int) -> list[dict[str, str]]:
+    """Distinct rows with prompt, chosen and rejected, of different lengths."""
+    return [
+        {
+            "prompt": f"Say {index}" + "!" * (index % 5),
+            "chosen": f"Good {index}" + " yes" * (index % 3),
+            "rejected": f"Bad {index}" + " no" * (index % 4),
+        }
+        for index in range(count)
+    ]
