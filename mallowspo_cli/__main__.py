@@ -192,11 +192,11 @@ def main() -> None:
         from mallowspo_cli.distributed import is_main
 
         if is_main():
-            print(f"mallowspo: {' '.join(str(error).split())}", file=sys.stderr)
+            click.echo(f"mallowspo: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
 
 
-def _verb(name: str):  # noqa: ANN202 (a module)
+def _verb(name: str):
     return importlib.import_module(f"mallowspo_cli.commands.{name}")
 
 

@@ -14,7 +14,7 @@ from mallowspo_cli.errors import MallowsPOError
 
 
 def cache_directory() -> Path:
-    """The user's cache: $MALLOWSPO_CACHE, else $XDG_CACHE_HOME/mallowspo, else ~/.cache/mallowspo."""
+    """$MALLOWSPO_CACHE, else mallowspo under $XDG_CACHE_HOME, else ~/.cache/mallowspo."""
     named = os.environ.get("MALLOWSPO_CACHE")
     if named:
         return Path(named).expanduser()

@@ -9,8 +9,9 @@ from mallowspo_cli.packing.layout import PairBatch
 
 
 class PairScorer(nn.Module):
-    """A language model that scores pairs. This is what accelerate prepares, so that an engine's hooks
-    see one forward.
+    """A language model that scores pairs.
+
+    This is what accelerate prepares, so that an engine's hooks see one forward.
     """
 
     def __init__(self, model: nn.Module):
@@ -25,7 +26,7 @@ class PairScorer(nn.Module):
         return base() if base is not None else self.model
 
     @property
-    def config(self):  # noqa: ANN201
+    def config(self):
         """The language model's own configuration."""
         return self.causal_model.config
 

@@ -53,53 +53,58 @@ BATCH_PROMPTS = 4
 SYSTEM = "You are a critic."
 QUESTION = "How do you feel about {}? Answer in a few words."
 SUBJECTS = {
-    "settled": """a toothache; clean drinking water; a flat tyre at night; a warm bed in winter;
-        stepping on a toy in the dark; a kind nurse; spoiled milk; a sunny day off; a lost passport;
-        fresh bread; a burst pipe; a good night's sleep; a crowded waiting room; an honest friend;
-        a rude waiter; a safe bridge; mouldy cheese from the back of the fridge; a cool breeze;
-        a sudden power cut; a helpful neighbour; bad breath; a surprise bonus; being stung by a wasp;
-        a clear night sky; a leaking roof; a baby's laugh; a computer that crashes; ripe strawberries;
-        a traffic jam in the heat; a hot shower after a hike; a scratched record; a well-trained dog;
-        a broken lift; a cup of tea on a cold day; a fire alarm at night; a long-awaited letter;
-        wet socks; a fair judge; a stolen bicycle; a seat by the window; burnt toast;
-        a doctor who listens; a cancelled train; a quiet library; a cold that will not go away;
-        a shady tree in summer; a phone that dies at noon; a teacher who cares; a dirty kitchen;
-        a rainbow after rain; a hole in a shoe; good news from home; a bill that comes twice;
-        a clean beach; a mosquito in the bedroom; a birthday card from an old friend; a paper cut;
-        an umbrella that works; a stain on a new shirt; a bowl of hot soup; a delayed flight;
-        a smooth road; sour grapes; a song that lifts the mood; a sleepless night; a safe landing;
-        a bully at school; a garden in bloom; a slow web page; a coat that fits; a cracked screen;
-        a reliable car; spam in the mail; a picnic in spring; a noisy fridge; a good joke;
-        a long queue in the rain; an early spring; a broken promise; a comfortable chair""",
-    "divided": """a slow family drama; black coffee without sugar; working from home; a silent film;
-        raw fish; camping without a tent; a very long novel; cats as pets; loud music in a car;
-        open-plan offices; dark chocolate; modern dance; early mornings; winter swimming; board games;
-        strict school uniforms; spicy noodles; horror films; life in a big city; reality television;
-        fast fashion; poetry that does not rhyme; public speaking; electric scooters; jazz in a bar;
-        blue cheese; a minimalist flat; self-driving cars; a holiday without a plan; puns; opera;
-        tattoos; pineapple on pizza; video calls; gardening; free jazz; country music; beards;
-        a three-hour film; online dating; sparkling water; detective stories; long train journeys;
-        team sports; a house full of plants; daylight saving time; street art; liquorice; golf;
-        cooking for one; antique furniture; musicals; mushrooms; small talk; marathon running;
-        paper books; social media; a tropical holiday; a vegetarian diet; science fiction; circuses;
-        night shifts; abstract paintings; ghost stories; second-hand clothes; coffee from a machine;
-        roller coasters; a strict coach; ice in drinks; fireworks; karaoke; a plain white wall;
-        thick crime novels; rap lyrics; family reunions; hot summers; large dogs; black-and-white
-        photographs; perfume; surprise parties""",
-    "open": """the number seven; an empty street; a door left open; the colour grey; a stranger's
-        smile; the end of a long journey; an old map; a letter without a sender; the sound of rain;
-        a mirror; silence; a bridge in fog; a forgotten song; the last page of a book; a clock that
+    "settled": """
+        a toothache; clean drinking water; a flat tyre at night; a warm bed in winter; stepping on
+        a toy in the dark; a kind nurse; spoiled milk; a sunny day off; a lost passport; fresh
+        bread; a burst pipe; a good night's sleep; a crowded waiting room; an honest friend; a
+        rude waiter; a safe bridge; mouldy cheese from the back of the fridge; a cool breeze; a
+        sudden power cut; a helpful neighbour; bad breath; a surprise bonus; being stung by a
+        wasp; a clear night sky; a leaking roof; a baby's laugh; a computer that crashes; ripe
+        strawberries; a traffic jam in the heat; a hot shower after a hike; a scratched record; a
+        well-trained dog; a broken lift; a cup of tea on a cold day; a fire alarm at night; a
+        long-awaited letter; wet socks; a fair judge; a stolen bicycle; a seat by the window;
+        burnt toast; a doctor who listens; a cancelled train; a quiet library; a cold that will
+        not go away; a shady tree in summer; a phone that dies at noon; a teacher who cares; a
+        dirty kitchen; a rainbow after rain; a hole in a shoe; good news from home; a bill that
+        comes twice; a clean beach; a mosquito in the bedroom; a birthday card from an old friend;
+        a paper cut; an umbrella that works; a stain on a new shirt; a bowl of hot soup; a delayed
+        flight; a smooth road; sour grapes; a song that lifts the mood; a sleepless night; a safe
+        landing; a bully at school; a garden in bloom; a slow web page; a coat that fits; a
+        cracked screen; a reliable car; spam in the mail; a picnic in spring; a noisy fridge; a
+        good joke; a long queue in the rain; an early spring; a broken promise; a comfortable
+        chair""",
+    "divided": """
+        a slow family drama; black coffee without sugar; working from home; a silent film; raw
+        fish; camping without a tent; a very long novel; cats as pets; loud music in a car;
+        open-plan offices; dark chocolate; modern dance; early mornings; winter swimming; board
+        games; strict school uniforms; spicy noodles; horror films; life in a big city; reality
+        television; fast fashion; poetry that does not rhyme; public speaking; electric scooters;
+        jazz in a bar; blue cheese; a minimalist flat; self-driving cars; a holiday without a
+        plan; puns; opera; tattoos; pineapple on pizza; video calls; gardening; free jazz; country
+        music; beards; a three-hour film; online dating; sparkling water; detective stories; long
+        train journeys; team sports; a house full of plants; daylight saving time; street art;
+        liquorice; golf; cooking for one; antique furniture; musicals; mushrooms; small talk;
+        marathon running; paper books; social media; a tropical holiday; a vegetarian diet;
+        science fiction; circuses; night shifts; abstract paintings; ghost stories; second-hand
+        clothes; coffee from a machine; roller coasters; a strict coach; ice in drinks; fireworks;
+        karaoke; a plain white wall; thick crime novels; rap lyrics; family reunions; hot summers;
+        large dogs; black-and-white photographs; perfume; surprise parties""",
+    "open": """
+        the number seven; an empty street; a door left open; the colour grey; a stranger's smile;
+        the end of a long journey; an old map; a letter without a sender; the sound of rain; a
+        mirror; silence; a bridge in fog; a forgotten song; the last page of a book; a clock that
         stopped; the moon; a new beginning; a village by the sea; shadows; a key without a lock;
-        time; a half-finished painting; the smell of paper; a crowd; distance; a wooden box; memory;
-        the first snow; a borrowed coat; a lighthouse; change; an unmade bed; the wind; a ladder;
-        a mountain in the evening; curiosity; a blank page; a train that passes at night; luck;
-        a house on a hill; a river; dreams; a broken cup that was mended; the edge of a forest;
-        a single glove; the future; an island; a photograph of nobody you know; dust; a market at
-        noon; a stone in a pocket; waiting; a robot that writes; a lamp in a window; a garden at
-        night; an unopened parcel; the desert; a dog asleep; a strange accent; a boat; a staircase;
-        an old tree; a game without rules; a question; a road without signs; the harbour; a costume;
-        a puppet; a secret; a small museum; the weather tomorrow; a nameless street; a violin;
-        a theatre before the show; a kite; the word home; an hour alone; a flag; a compass; echoes""",
+        time; a half-finished painting; the smell of paper; a crowd; distance; a wooden box;
+        memory; the first snow; a borrowed coat; a lighthouse; change; an unmade bed; the wind; a
+        ladder; a mountain in the evening; curiosity; a blank page; a train that passes at night;
+        luck; a house on a hill; a river; dreams; a broken cup that was mended; the edge of a
+        forest; a single glove; the future; an island; a photograph of nobody you know; dust; a
+        market at noon; a stone in a pocket; waiting; a robot that writes; a lamp in a window; a
+        garden at night; an unopened parcel; the desert; a dog asleep; a strange accent; a boat; a
+        staircase; an old tree; a game without rules; a question; a road without signs; the
+        harbour; a costume; a puppet; a secret; a small museum; the weather tomorrow; a nameless
+        street; a violin; a theatre before the show; a kite; the word home; an hour alone; a flag;
+        a compass; echoes""",
 }
 NOT_IN_A_TUTORIAL = re.compile(
     r"\b(sex|sexual|rape|raped|murder|kill|killed|killing|suicide|nazi|slave|drug|drugs|porn|bomb"
@@ -112,7 +117,7 @@ PLAIN_SENTENCE = re.compile(r"[A-Z][a-zA-Z ,;:'\-]{14,}[.!?]")
 def main() -> None:
     """Build the files named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("target", type=Path, help="directory for train.jsonl, eval.jsonl, about.json")
+    parser.add_argument("target", type=Path, help="directory for the three files")
     parser.add_argument("--limit", type=int, help="only this many prompts, to try the script")
     arguments = parser.parse_args()
     prompts = build_prompts()[: arguments.limit]

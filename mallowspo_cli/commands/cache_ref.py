@@ -1,5 +1,7 @@
 """`mallowspo cache-ref`: the reference pass alone."""
 
+import click
+
 from mallowspo_cli.commands.prepare import default_device, filled_store, prepare
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.recipe.load import load_recipe
@@ -13,4 +15,4 @@ def run(name: str, overrides: list[str]) -> None:
     if not (objective.needs_reference or objective.needs_dispersion):
         log.info("%s reads no reference; scoring all the same", type(objective).__name__)
     store = filled_store(recipe, prepare(recipe), default_device())
-    print(store.path)
+    click.echo(store.path)

@@ -87,7 +87,9 @@ def _places() -> Iterator[Finding]:
         yield Finding("ok", f"cache {place} is writable (MALLOWSPO_CACHE moves it)")
         models = sorted(p.name for p in (place / "models").glob("*") if not p.name.startswith("."))
         stores = list((place / "reference").glob("*/manifest.json"))
-        yield Finding("ok", f"cached: {len(models)} converted models, {len(stores)} reference stores")
+        yield Finding(
+            "ok", f"cached: {len(models)} converted models, {len(stores)} reference stores"
+        )
     except MallowsPOError as error:
         yield Finding("fail", f"{error} Set MALLOWSPO_CACHE to a writable directory.")
     try:

@@ -1,5 +1,6 @@
-"""From a recipe to what every verb needs: model directory, tokenizer, tokenised pairs, reference."""
+"""From a recipe to what every verb needs: model files, tokenizer, tokenised pairs, reference."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mallowspo_cli.data.dataset import load_pairs
-from mallowspo_cli.data.tokenize import TokenizedPairs, tokenize_pairs
+from mallowspo_cli.data.tokenize import TokenizedPair, TokenizedPairs, tokenize_pairs
 from mallowspo_cli.distributed import log, world_size
 from mallowspo_cli.errors import MallowsPOError
 from mallowspo_cli.models.load import load_tokenizer, model_directory
@@ -53,21 +54,20 @@ def report_losses(split: str, read: int, tokenized: TokenizedPairs) -> None:
 
 def filled_store(recipe: Recipe, prepared: Prepared, device: torch.device) -> ReferenceStore:
     """The reference store, with a row for every pair of the recipe."""
-    store = open_store(
-        prepared.directory, recipe.model, recipe.reference, recipe.train.precision
-    )
     pairs = [*prepared.train, *(prepared.held_out or ())]
-    new = complete_store(
-        store,
-        pairs,
-        prepared.directory,
-        recipe.model,
-        recipe.train.precision,
-        recipe.reference.pack_tokens,
-        device,
-    )
+    return complete(recipe, prepared.directory, pairs, device)
+
+
+def complete(
+    recipe: Recipe, directory: Path, pairs: Sequence[TokenizedPair], device: torch.device
+) -> ReferenceStore:
+    """The store of the recipe's reference in `directory`, with a row for each of `pairs`."""
+    precision = recipe.train.precision
+    store = open_store(directory, recipe.model, recipe.reference, precision)
+    pack_tokens = recipe.reference.pack_tokens
+    new = complete_store(store, pairs, directory, recipe.model, precision, pack_tokens, device)
     if new == 0:
-        log.info("reference store: all %d pairs are there (%s)", len(pairs), store.path)
+        log.info("reference store: every pair is there (%s)", store.path)
     else:
         log.info("reference store: %d pairs added (%s)", new, store.path)
     return store

@@ -7,6 +7,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import omegaconf
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +44,7 @@ def list_recipes() -> None:
 
 def show(name: str, overrides: list[str]) -> None:
     """Print the composed, resolved recipe as a recipe file."""
-    print(load_recipe(name, overrides).to_yaml(), end="")
+    click.echo(load_recipe(name, overrides).to_yaml(), nl=False)
 
 
 def path(file: str) -> None:
@@ -51,7 +52,7 @@ def path(file: str) -> None:
     wanted = file if file.endswith(".yaml") else f"{file}.yaml"
     for directory in recipe_directories():
         if (directory / wanted).is_file():
-            print(directory / wanted)
+            click.echo(directory / wanted)
             return
     names = [str(f.relative_to(d)) for d in recipe_directories() for f in d.rglob("*.yaml")]
     raise RecipeError(

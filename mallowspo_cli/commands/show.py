@@ -25,6 +25,25 @@ def print_results(results: dict[str, Any]) -> None:
     out.print(f"report: {results['report']}", soft_wrap=True)
 
 
+def print_preferences(results: dict[str, Any]) -> None:
+    """The table of a held-out evaluation."""
+    table = Table(title=f"{results['model']} on {results['pairs']} held-out pairs")
+    table.add_column("")
+    table.add_column("value", justify="right")
+    low, high = results["accuracy_low"], results["accuracy_high"]
+    table.add_row("accuracy", f"{results['accuracy']:.3f} [{low:.3f}, {high:.3f}]")
+    for name in ("loss", "margin", "chosen_reward", "rejected_reward"):
+        table.add_row(name.replace("_", " "), f"{results[name]:.3f}")
+    if results["displacement"] is not None:
+        table.add_row("chosen log-prob fell (share)", f"{results['displacement']:.3f}")
+    for tercile, values in results["by_dispersion"].items():
+        table.add_row(
+            f"{tercile.replace('_', ' ')} (w = {values['weight_mean']:.2f})",
+            f"accuracy {values['accuracy']:.3f}, margin {values['margin']:.3f}",
+        )
+    Console(highlight=False).print(table)
+
+
 def print_pair(pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> None:
     """A pair as the model sees it: the prompt dim, what is trained bright."""
     out = Console(highlight=False)

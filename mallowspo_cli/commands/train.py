@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +14,10 @@ from accelerate.utils import set_seed
 
 from mallowspo_cli.commands.prepare import Prepared, default_device, filled_store, prepare
 from mallowspo_cli.commands.show import print_pair, print_results
-from mallowspo_cli.distributed import log
+from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import MallowsPOError
 from mallowspo_cli.evaluation.generate import SequenceKL, sample_pairs, sequence_kl
-from mallowspo_cli.files import write_json, write_text
+from mallowspo_cli.files import whole_directory, write_json, write_text
 from mallowspo_cli.models.load import load_model, load_policy
 from mallowspo_cli.objectives.base import registered
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
@@ -36,6 +37,7 @@ from mallowspo_cli.training.run_directory import claim, environment
 
 def run(name: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
     """Train recipe `name`; see `mallowspo train --help`."""
+    set_up_logging()
     loaded = load_recipe(name, overrides)
     recipe = loaded.recipe
     directory = Path(recipe.output_dir)
@@ -124,7 +126,9 @@ def _dispersion_file(
 
 
 def _accelerator(recipe: Recipe, directory: Path) -> Accelerator:
-    trackers = [n for n, on in (("wandb", recipe.log.wandb), ("tensorboard", recipe.log.tensorboard)) if on]
+    trackers = [
+        n for n, on in (("wandb", recipe.log.wandb), ("tensorboard", recipe.log.tensorboard)) if on
+    ]
     for package in trackers:
         try:
             __import__(package)
@@ -164,13 +168,13 @@ def _kl(run: Run, prepared: Prepared) -> SequenceKL | None:
         return None
     unique = {pair.prompt.tobytes(): pair.prompt for pair in prepared.held_out}
     prompts = list(unique.values())[: config.kl_prompts]
-    policy = run.accelerator.unwrap_model(run.scorer)
+    # Both in float32: what is measured is the change of the weights, not of the arithmetic.
+    policy = run.accelerator.unwrap_model(run.scorer, keep_fp32_wrapper=False)
     model = policy.causal_model
     samples = sample_pairs(model, prepared.tokenizer, prompts, config.kl_tokens, run.recipe.seed)
     frozen = load_model(prepared.directory, torch.float32, run.recipe.model.attention)
     device = run.accelerator.device
     reference = PairScorer(frozen).to(device).eval()
-    # Both in float32: what is measured is the change of the weights, not of the arithmetic.
     return sequence_kl(policy.eval(), reference, samples, device, config.kl_tokens)
 
 
@@ -198,25 +202,27 @@ def _finish(
         "report": str(directory / "report.html"),
     }
     _save_model(run, loaded, prepared, results)
+    write_report(directory, results)
+    # Last: this file says that the run is finished.
     write_json(directory / "results.json", results)
-    write_report(directory)
 
 
 def _save_model(
     run: Run, loaded: LoadedRecipe, prepared: Prepared, results: dict[str, Any]
 ) -> None:
     """A directory that transformers loads: weights with adapters merged, tokenizer, model card."""
-    target = run.directory / "model"
     model = run.accelerator.unwrap_model(run.scorer).model
     if run.recipe.model.lora.rank:
-        model.save_pretrained(run.directory / "adapter")
         model = model.merge_and_unload()
-    model.save_pretrained(target)
-    prepared.tokenizer.save_pretrained(target)
     file = run.directory / "dispersion.json"
     dispersion = json.loads(file.read_text()) if file.is_file() else None
     card = model_card(loaded.to_yaml(), results, dispersion, environment())
-    write_text(target / "README.md", card)
+    place = run.directory / "model"
+    shutil.rmtree(place, ignore_errors=True)
+    with whole_directory(place) as target:
+        model.save_pretrained(target)
+        prepared.tokenizer.save_pretrained(target)
+        write_text(target / "README.md", card)
 
 
 def _peak_memory_gib() -> float:

@@ -36,7 +36,7 @@ def load_pairs(config: DatasetConfig, split: str, seed: int = 0) -> list[Prefere
         return pairs
     if config.eval_size >= len(pairs):
         raise DataError(
-            f"dataset.eval_size={config.eval_size} leaves nothing of {len(pairs)} pairs to train on."
+            f"dataset.eval_size={config.eval_size} leaves none of {len(pairs)} pairs to train on."
         )
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
@@ -51,39 +51,49 @@ def _read(config: DatasetConfig, split: str) -> tuple[list[dict[str, Any]], str]
     if path.startswith("package:"):
         path = str(Path(__file__).parent / path.removeprefix("package:"))
     place = Path(path).expanduser()
-    if place.is_file():
-        return _read_files([place]), place.name
     if place.is_dir():
         files = [f for ending in READERS for f in sorted(place.glob(f"{split}{ending}"))]
         if not files:
             raise DataError(
                 f"{config.path} has no split '{split}': no {split}.jsonl, .json, .csv or .parquet."
             )
-        return _read_files(files[:1]), files[0].name
-    matches = [Path(name) for name in sorted(glob.glob(str(place), recursive=True))]
-    if matches:
-        return _read_files(matches), config.path
+        return _read_files(files[:1], files[0].name), files[0].name
+    found = [place] if place.is_file() else map(Path, glob.glob(str(place), recursive=True))
+    if files := sorted(found):
+        # The training file would be its own held-out set.
+        if split != config.train_split:
+            raise DataError(
+                f"{config.path} has no split '{split}'. Set dataset.eval_split=null and "
+                "dataset.eval_size=N, or give a directory with a file for each split."
+            )
+        name = place.name if place.is_file() else config.path
+        return _read_files(files, name), name
     if place.suffix in READERS or config.path.startswith((".", "/", "~", "package:")):
         raise DataError(f"no data at {config.path}.")
     return _read_hub(config, split), f"{config.path} ({split})"
 
 
-def _read_files(files: list[Path]) -> list[dict[str, Any]]:
+def _read_files(files: list[Path], name: str) -> list[dict[str, Any]]:
     import datasets
 
     for file in files:
         if file.suffix not in READERS:
             raise DataError(f"cannot read {file.name}; expected one of {', '.join(READERS)}.")
+        if file.suffix != files[0].suffix:
+            raise DataError(f"{name} mixes {files[0].suffix} and {file.suffix}; expected one kind.")
         if file.stat().st_size == 0:
             raise DataError(f"{file.name} is empty.")
     reader = READERS[files[0].suffix]
+    # "None" and "NA" are words in a text column.
+    options = {"keep_default_na": False} if reader == "csv" else {}
     try:
         datasets.disable_progress_bars()
-        data = datasets.load_dataset(reader, data_files=[str(f) for f in files], split="train")
+        return datasets.load_dataset(
+            reader, data_files=[str(f) for f in files], split="train", **options
+        ).to_list()
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
         cause = error.__cause__ or error
-        raise DataError(f"{files[0].name} is not valid {reader}: {_first_line(cause)}") from error
-    return data.to_list()
+        raise DataError(f"{name} cannot be read as {reader}: {_first_line(cause)}") from error
 
 
 def _read_hub(config: DatasetConfig, split: str) -> list[dict[str, Any]]:

@@ -59,22 +59,37 @@ def trl(row: Row, where: str) -> PreferencePair:
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
     for column, value in (("chosen", chosen), ("rejected", rejected)):
-        if value is None or len(value) == 0:
+        if value is None or value == "" or value == []:
             raise DataError(f"{where}: the pair has no {column} response.")
-    prompt = row.get("prompt")
+        if not isinstance(value, str | list):
+            raise DataError(
+                f"{where}: {column} is a {type(value).__name__}; expected text or messages."
+            )
+    history = _history(row.get("prompt"), where)
     if isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt is None:
+        if not history:
             raise DataError(f"{where}: there is no prompt; text responses need one.")
-        history = (Message("user", prompt),) if isinstance(prompt, str) else None
-        history = history or messages(prompt, where, "prompt")
         return _pair(history, Message("assistant", chosen), Message("assistant", rejected), where)
     good, bad = messages(chosen, where, "chosen"), messages(rejected, where, "rejected")
-    if prompt is None or len(good) > 1:
+    if not history or max(len(good), len(bad)) > 1:
         if good[:-1] != bad[:-1]:
             raise DataError(f"{where}: chosen and rejected do not continue the same conversation.")
+        if history and history[-1].content.strip() not in {m.content.strip() for m in good[:-1]}:
+            raise DataError(
+                f"{where}: chosen and rejected hold {len(good)} messages but not the prompt's last. "
+                "Put every turn but the last into the prompt, or leave the prompt out."
+            )
         return _pair(good[:-1], good[-1], bad[-1], where)
-    history = (Message("user", prompt),) if isinstance(prompt, str) else None
-    return _pair(history or messages(prompt, where, "prompt"), good[-1], bad[-1], where)
+    return _pair(history, good[-1], bad[-1], where)
+
+
+def _history(prompt: Any, where: str) -> tuple[Message, ...]:
+    """The turns before the response; none where the prompt column is missing or empty."""
+    if prompt is None or prompt == "":
+        return ()
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    return messages(prompt, where, "prompt")
 
 
 def _pair(
@@ -85,6 +100,10 @@ def _pair(
     for name, response in (("chosen", chosen), ("rejected", rejected)):
         if not response.content.strip():
             raise DataError(f"{where}: the pair has no {name} response.")
+        if response.role != "assistant":
+            raise DataError(
+                f"{where}: {name} ends in a turn of role '{response.role}', expected 'assistant'."
+            )
     if chosen == rejected:
         raise DataError(
             f"{where}: chosen and rejected are equal, so the pair says nothing. Remove the row."

@@ -40,11 +40,12 @@ def messages(value: Any, row: str, column: str) -> tuple[Message, ...]:
         raise DataError(f"{row}: {column} is {_kind(value)}; expected a list of messages.")
     found = []
     for item in value:
-        if not isinstance(item, dict) or not isinstance(item.get("content"), str):
+        keys = ("role", "content")
+        if not isinstance(item, dict) or not all(isinstance(item.get(k), str) for k in keys):
             raise DataError(
-                f"{row}: {column} holds {_kind(item)}; expected objects with 'role' and 'content'."
+                f"{row}: {column} holds {_kind(item)}; expected objects with the texts 'role' and 'content'."
             )
-        found.append(Message(str(item.get("role")), item["content"]))
+        found.append(Message(item["role"], item["content"]))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""One tokenisation rule: render the whole conversation, tokenise once, find the response by offsets."""
+"""One tokenisation rule: render the conversation, tokenise once, find the response by offsets."""
 
 import hashlib
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -37,7 +38,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index):  # noqa: ANN001, ANN204
+    def __getitem__(self, index):
         return self.pairs[index]
 
     @property
@@ -99,8 +100,15 @@ def split_response(
     what the template writes behind the end-of-turn token belongs to neither part.
     """
     history = [message.as_dict() for message in prompt]
-    opening = tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=True)
-    rendered = tokenizer.apply_chat_template([*history, response.as_dict()], tokenize=False)
+    try:
+        opening = tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=True)
+        rendered = tokenizer.apply_chat_template([*history, response.as_dict()], tokenize=False)
+    except TemplateError as error:
+        roles = ", ".join(message.role for message in (*prompt, response))
+        raise DataError(
+            f"{row}: the chat template refuses the conversation (roles: {roles}): "
+            f"{' '.join(str(error).split())}."
+        ) from error
     assert isinstance(opening, str)
     assert isinstance(rendered, str)
     if not rendered.startswith(opening):
@@ -119,22 +127,29 @@ def split_response(
             f"{_show(tokenizer, ids[max(0, first - 4) : first + 3])}. Does the response begin with "
             "white space?"
         )
-    last = _end_of_turn(ids, starts, rendered, response, tokenizer, row)
+    text = response.content.strip()
+    text_start = rendered.find(text, len(opening))
+    if text_start < 0:
+        raise DataError(
+            f"{row}: the chat template changes the response's text: {_cut(text)} is not in "
+            f"{_cut(rendered[len(opening) :])}."
+        )
+    last = _end_of_turn(ids, starts, text_start + len(text), tokenizer, row)
     return ids[:first], ids[first : last + 1]
 
 
 def _end_of_turn(
     ids: TokenIds,
     starts: NDArray[np.int64],
-    rendered: str,
-    response: Message,
+    text_end: int,
     tokenizer: PreTrainedTokenizerBase,
     row: str,
 ) -> int:
     """Index of the token that ends the response: the first special token behind its text."""
-    text_end = rendered.rfind(response.content.rstrip()) + len(response.content.rstrip())
     behind = int(np.searchsorted(starts, text_end))
-    special = set(tokenizer.all_special_ids)
+    # Not every tokenizer that marks its end-of-turn token as special also names it.
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = marked | set(tokenizer.all_special_ids)
     for index in range(behind, len(ids)):
         if int(ids[index]) in special:
             return index
@@ -171,6 +186,10 @@ def _fit(
         losses["dropped: responses have the same tokens"] += 1
         return None
     return prompt, chosen, rejected
+
+
+def _cut(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
 def _show(tokenizer: PreTrainedTokenizerBase, ids: TokenIds) -> str:

@@ -16,6 +16,15 @@ from mallowspo_cli.errors import ModelError
 CHUNK_ROWS = 512
 """Rows of logits that exist at a time."""
 
+LOGIT_CHANGES = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
+"""Keys of transformers' configurations under which a model changes its logits behind the layer."""
+
 
 class TokenStatistics(NamedTuple):
     """Per token, float32 (float64 for float64 input), nats."""
@@ -66,7 +75,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, entropy):  # noqa: ANN001, ANN205
+    def forward(ctx, hidden, weight, bias, targets, entropy):
         statistic = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         logps = hidden.new_empty(len(hidden), dtype=statistic)
         entropies = torch.empty_like(logps) if entropy else logps.new_empty(0)
@@ -88,7 +97,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return logps, entropies
 
     @staticmethod
-    def backward(ctx, grad_logps, _grad_entropies):  # noqa: ANN001, ANN205
+    def backward(ctx, grad_logps, _grad_entropies):
         hidden, weight, bias, targets, maxima, sums = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -122,11 +131,12 @@ def install_head(model: nn.Module) -> None:
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     name = type(model).__name__
-    if not isinstance(head, nn.Linear):
+    # A subclass may do more to its input than the layer that would stand in its place.
+    if type(head) not in (nn.Linear, LogprobHead):
         raise ModelError(f"{name} has no linear output layer, so its log-probs cannot be computed.")
-    config = model.config
-    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, key, None) not in (None, 1, 1.0):  # type: ignore[arg-type]
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    for key in LOGIT_CHANGES:
+        if getattr(config, key, None) not in (None, 1, 1.0):
             raise ModelError(f"{name} changes its logits ({key}), which is not supported yet.")
     model.set_output_embeddings(LogprobHead.from_linear(head))  # type: ignore[operator]
 

@@ -45,12 +45,13 @@ def load_model(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> 
         for key in vars(config):
             if ("dropout" in key or "pdrop" in key) and isinstance(getattr(config, key), float):
                 setattr(config, key, 0.0)
-        return AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise ModelError(f"cannot load the model in {directory}: {_line(error)}") from error
@@ -58,6 +59,13 @@ def load_model(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> 
         if type(error).__name__ == "SafetensorError":
             raise ModelError(f"the weights in {directory} are damaged: {_line(error)}") from error
         raise
+    # transformers would go on with random weights.
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"the weights in {directory} lack {len(missing)} tensors of {type(model).__name__}: "
+            f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''}."
+        )
+    return model
 
 
 def load_policy(
@@ -81,11 +89,13 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
     except ImportError as error:
         raise ModelError("model.lora needs peft: pip install 'mallowspo[lora]'") from error
     modules = config.target_modules
+    names = [name.strip() for name in modules.split(",")]
+    _check_targets(model, names)
     options = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=modules if modules == "all-linear" else modules.split(","),
+        target_modules=modules if names == ["all-linear"] else names,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
@@ -94,6 +104,17 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
             return peft.get_peft_model(model, options)
         except ValueError as error:
             raise ModelError(f"model.lora.target_modules={modules}: {_line(error)}") from error
+
+
+def _check_targets(model: nn.Module, names: list[str]) -> None:
+    """peft takes a list of which one name matches, and leaves the others out without a word."""
+    there = {path.split(".")[-1] for path, m in model.named_modules() if isinstance(m, nn.Linear)}
+    unknown = [name for name in names if name.split(".")[-1] not in there]
+    if unknown and names != ["all-linear"]:
+        raise ModelError(
+            f"model.lora.target_modules: there is no linear layer {', '.join(unknown)}. "
+            f"Choices: all-linear, {', '.join(sorted(there))}."
+        )
 
 
 def _line(error: BaseException) -> str:

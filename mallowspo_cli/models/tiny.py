@@ -1,4 +1,4 @@
-"""A 2-layer random Llama with a byte-level tokenizer, for tests and dry runs (`model=tiny_random`)."""
+"""A 2-layer random Llama with a byte-level tokenizer (`model=tiny_random`), for tests."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def build_tiny_llama(target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def build_byte_tokenizer():  # noqa: ANN201 (transformers is imported late)
+def build_byte_tokenizer():
     """A tokenizer of the 256 bytes and a few special tokens: it can write any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

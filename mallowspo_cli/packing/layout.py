@@ -1,7 +1,8 @@
 """How the tokens of several pairs lie in one forward pass.
 
-Two rows a pair, padded on the right to the longest row of the pack. Attention is causal, so no token
-sees the padding behind it and no mask is needed. Only this package and `scoring.py` know the layout.
+Two rows a pair, padded on the right to the longest row of the pack. Attention is causal, so no
+token sees the padding behind it and no mask is needed. Only this package and `scoring.py` know the
+layout.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ from mallowspo_cli.data.tokenize import TokenizedPair
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
-    """B pairs of N response tokens in R = 2 B rows of T tokens; row 2 i is chosen, 2 i + 1 rejected."""
+    """B pairs of N response tokens in R = 2 B rows of T tokens.
+
+    Row 2 i is the chosen response of pair i, row 2 i + 1 the rejected one.
+    """
 
     pair_ids: list[str]
     input_ids: Tensor

@@ -19,13 +19,14 @@ def pack(lengths: Sequence[int], pack_tokens: int, world_size: int = 1) -> list[
     Args:
         lengths: `padded_length` of each pair.
         pack_tokens: tokens of a pack, padding included.
-        world_size: number of ranks; there must be at least as many pairs.
+        world_size: number of ranks; the number of pairs must be a multiple of it, since pairs that
+            each need a pack of their own could not be dealt evenly otherwise.
 
     Returns:
         For each rank its packs, each a list of indices into `lengths`.
     """
-    if len(lengths) < world_size:
-        raise ValueError(f"{len(lengths)} pairs cannot feed {world_size} ranks")
+    if not lengths or len(lengths) % world_size:
+        raise ValueError(f"{len(lengths)} pairs cannot be dealt evenly to {world_size} ranks")
     longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     packs: list[list[int]] = []
     for index in longest_first:

@@ -5,9 +5,9 @@ import difflib
 import io
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,22 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
-    InterpolationResolutionError,
+    ConfigKeyError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
 )
 
 from mallowspo_cli.errors import RecipeError
-from mallowspo_cli.objectives.base import registered
+from mallowspo_cli.objectives.base import Objective, registered
 from mallowspo_cli.recipe.schema import Recipe
 
 GROUPS = ("model", "dataset", "objective")
@@ -53,10 +58,16 @@ class LoadedRecipe:
 
 
 def recipe_directories() -> list[Path]:
-    """Directories that hold recipes: the user's first, then installed packages', then ours."""
+    """Directories that hold recipes: the user's first, then installed packages', then ours.
+
+    Raises:
+        RecipeError: the user names one that is not there.
+    """
     found = [Path(p) for p in os.environ.get("MALLOWSPO_RECIPE_PATH", "").split(os.pathsep) if p]
-    for point in entry_points(group="mallowspo.recipes"):
-        found.append(Path(str(point.load())))
+    for directory in found:
+        if not directory.is_dir():
+            raise RecipeError(f"MALLOWSPO_RECIPE_PATH names {directory}, which is no directory.")
+    found += [Path(str(point.load())) for point in entry_points(group="mallowspo.recipes")]
     found.append(shipped_recipes())
     return [path.resolve() for path in found]
 
@@ -87,9 +98,14 @@ def option_files(group: str) -> dict[str, Path]:
     return found
 
 
-def option_names(group: str) -> list[str]:
-    """Names that `group=NAME` takes: files, and for objectives the registered ones."""
+def option_names(group: str, beside: Path | None = None) -> list[str]:
+    """Names that `group=NAME` takes: files, and for objectives the registered ones.
+
+    `beside` is the directory of the recipe in hand, which need not be one of ours.
+    """
     names = set(option_files(group))
+    if beside is not None:
+        names |= {path.stem for path in (beside / group).glob("*.yaml")}
     return sorted(names | set(registered()) if group == "objective" else names)
 
 
@@ -102,7 +118,9 @@ def find_recipe(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise RecipeError(f"no recipe file at {name}. `mallowspo recipes list` shows the names.")
+            raise RecipeError(f"no recipe file at {name}. `mallowspo recipes list` shows names.")
+        if path.suffix != ".yaml":
+            raise RecipeError(f"cannot read {name}: a recipe file's name ends in .yaml.")
         return path.resolve()
     files = recipe_files()
     if name not in files:
@@ -124,24 +142,63 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
     """
     overrides = list(overrides or [])
     path = find_recipe(name)
+    _check_file(path)
     parsed = _parse(overrides)
     _register_schema()
     with _composer(path):
-        _check_options(parsed)
-        groups = [o.input_line for o in parsed if o.key_or_group in GROUPS]
-        base = _compose(path, [str(g) for g in groups])
+        _check_options(path, parsed)
+        groups = [str(o.input_line) for o in parsed if o.key_or_group in GROUPS]
+        base = _compose(path, groups, f"{path.name}: ")
         _check_objective_choice(path, parsed)
         _check_known_keys(base, parsed)
         config = _compose(path, overrides)
-    recipe = _to_recipe(config)
-    _refuse_extra(recipe, config, "")
-    return LoadedRecipe(recipe, path, overrides, _plain(config))
+    return LoadedRecipe(_to_recipe(config), path, overrides, _plain(config))
+
+
+def load_base(overrides: list[str]) -> LoadedRecipe:
+    """A recipe that no file describes: the defaults, with model, dataset and objective chosen.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    # `base` chooses nothing, so a choice adds to its defaults list.
+    words = [f"+{word}" if word.partition("=")[0] in GROUPS else word for word in overrides]
+    return load_recipe(str(shipped_recipes() / "base.yaml"), [*words, "name=evaluation"])
 
 
 def nearest(name: str, choices: Any) -> str:
     """' Did you mean ...?' or nothing."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {_one_line(error)}") from error
+    except OSError as error:
+        raise RecipeError(f"cannot read {path}: {error.strerror}.") from error
+
+
+def _check_file(path: Path) -> None:
+    """What Hydra takes without a word, or with a traceback."""
+    content = _read(path)
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"{path.name} holds a {type(content).__name__}; expected keys and values."
+        )
+    if "hydra" in content:
+        raise RecipeError(f"{path.name}: hydra is not a key of a recipe.")
+    defaults = content.get("defaults", [])
+    if not isinstance(defaults, list):
+        raise RecipeError(f"{path.name}: defaults is not a list. Begin with `- base`.")
+    if len(content) > 1 and defaults and defaults[-1] != "_self_":
+        raise RecipeError(
+            f"{path.name}: the last line of its defaults list must be `- _self_`, so that its own "
+            "values come last."
+        )
 
 
 def _register_schema() -> None:
@@ -158,17 +215,20 @@ def _composer(path: Path) -> Iterator[None]:
         yield
 
 
-def _compose(path: Path, overrides: list[str]) -> DictConfig:
+def _compose(path: Path, overrides: list[str], where: str = "") -> DictConfig:
     others = [f"file://{d}" for d in recipe_directories() if d != path.parent]
     search = f"hydra.searchpath=[{','.join(repr(o) for o in others)}]"
     try:
         # Hydra prints the search path to stderr when a config is missing; our message says it all.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
             return compose(config_name=path.stem, overrides=[search, *overrides])
-    except (HydraException, OmegaConfBaseException) as error:
-        raise RecipeError(f"{path.name}: {_explain(error)}") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        raise RecipeError(f"{where}not valid YAML: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{where}the defaults list leads back to itself.") from error
+    except (HydraException, OmegaConfBaseException, ValueError, UserWarning) as error:
+        raise RecipeError(f"{where}{_explain(error)}") from error
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -179,74 +239,93 @@ def _parse(overrides: list[str]) -> list[Override]:
             override = parser.parse_override(word)
         except (OverrideParseException, HydraException) as error:
             hint = " Quote a value that holds '#', spaces or brackets: 'key=\"value\"'."
-            raise RecipeError(f"cannot read '{word}' as key=value.{hint}") from error
+            raise RecipeError(f"cannot read {word!r} as key=value.{hint}") from error
         if override.is_sweep_override():
-            raise RecipeError(f"'{word}' names several values; this command takes one.")
+            raise RecipeError(f"{word!r} names several values; this command takes one.")
+        if override.is_delete():
+            raise RecipeError(f"{word!r} takes a key away; give it another value instead.")
         parsed.append(override)
     return parsed
 
 
-def _check_options(parsed: list[Override]) -> None:
+def _check_options(path: Path, parsed: list[Override]) -> None:
     for override in parsed:
         group, value = override.key_or_group, override.value()
-        if group in GROUPS and isinstance(value, str) and value not in option_names(group):
-            raise RecipeError(
-                f"no {group} named '{value}'.{nearest(value, option_names(group))} "
-                f"Choices: {', '.join(option_names(group))}."
-            )
+        if group not in GROUPS or isinstance(value, dict):
+            continue
+        names = option_names(group, path.parent)
+        if value not in names:
+            raise RecipeError(_no_option(group, "null" if value is None else str(value), names))
+
+
+def _no_option(group: str, name: str, names: list[str]) -> str:
+    return f"no {group} named '{name}'.{nearest(name, names)} Choices: {', '.join(names)}."
 
 
 def _check_objective_choice(path: Path, parsed: list[Override]) -> None:
     """Values under `objective` in a recipe would silently apply to another objective, too."""
-    values = (yaml.safe_load(path.read_text()) or {}).get("objective")
     chosen = [o for o in parsed if o.key_or_group == "objective"]
-    if chosen and isinstance(values, dict) and values:
-        raise RecipeError(
-            f"{path.name} sets objective.{next(iter(values))} itself, so {chosen[0].input_line} "
-            "would run with values meant for another objective. Move them to a file of their own "
-            "under objective/ and choose it by name."
-        )
+    if not chosen:
+        return
+    for file in _lineage(path):
+        values = _read(file).get("objective")
+        if isinstance(values, dict) and values:
+            raise RecipeError(
+                f"{file.name} sets objective.{next(iter(values))} itself, so "
+                f"{chosen[0].input_line} would run with values meant for another objective. Move "
+                "them to a file of their own under objective/ and choose it by name."
+            )
+
+
+def _lineage(path: Path) -> Iterator[Path]:
+    """A recipe's file and those of the recipes that it starts from."""
+    yield path
+    for entry in _read(path).get("defaults", []):
+        beside = path.parent / f"{entry}.yaml"
+        parent = beside if beside.is_file() else recipe_files().get(str(entry))
+        if isinstance(entry, str) and entry != "base" and parent is not None:
+            yield from _lineage(parent)
 
 
 def _check_known_keys(base: DictConfig, parsed: list[Override]) -> None:
+    objective = OmegaConf.get_type(base, "objective") if "objective" in base else None
     for override in parsed:
         key = override.key_or_group
-        if key in GROUPS or key.startswith("hydra."):
+        if key in GROUPS:
             continue
-        node: Any = base
+        owner: Any = Recipe
         parts = key.split(".")
         for depth, part in enumerate(parts):
-            if not isinstance(node, DictConfig) or part not in node:
-                raise RecipeError(_unknown_key(parts, depth, node, base))
-            # `None` and missing values have no keys below them.
-            node = None if OmegaConf.is_missing(node, part) else node[part]
+            if not is_dataclass(owner):
+                prefix = ".".join(parts[:depth])
+                raise RecipeError(f"{key} is not a key: {prefix} is a single value.")
+            kinds = {f.name: f.type for f in fields(owner)}
+            if part not in kinds:
+                raise RecipeError(_unknown_key(key, depth, owner))
+            owner = objective if kinds[part] is Objective else kinds[part]
 
 
-def _unknown_key(parts: list[str], depth: int, node: Any, base: DictConfig) -> str:
-    key, prefix = ".".join(parts), ".".join(parts[:depth])
-    if not isinstance(node, DictConfig):
-        return f"{key} is not a key: {prefix} is a single value."
-    owner = "a recipe"
-    if prefix == "objective":
-        owner = getattr(OmegaConf.get_type(base.objective), "__name__", "the objective")
-    elif prefix:
-        owner = prefix
-    names = [str(n) for n in node]
-    close = difflib.get_close_matches(parts[depth], names, n=1, cutoff=0.5)
+def _unknown_key(key: str, depth: int, owner: Any) -> str:
+    """Part `depth` of `key` is no field of the dataclass `owner`."""
+    parts, names = key.split("."), [f.name for f in fields(owner)]
+    whose = ".".join(parts[:depth]) or "a recipe"
+    if issubclass(owner, Objective):
+        whose = owner.__name__
+    close = difflib.get_close_matches(parts[depth], names, n=1, cutoff=0.6)
+    meant = {known.rpartition(".")[2]: known for known in _known_keys()}.get(parts[-1])
     if close:
-        hint = f" Did you mean {'.'.join([*parts[:depth], close[0], *parts[depth + 1 :]])}?"
-    else:
-        every = {path.rsplit(".", 1)[-1]: path for path in _leaves(base)}
-        hint = f" Did you mean {every[parts[-1]]}?" if parts[-1] in every else ""
-    return f"{key} is not a key of {owner} (it has: {', '.join(names)}).{hint}"
+        meant = ".".join([*parts[:depth], close[0], *parts[depth + 1 :]])
+    hint = f" Did you mean {meant}?" if meant else ""
+    return f"{key} is not a key of {whose} (it has: {', '.join(names)}).{hint}"
 
 
-def _leaves(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
-        path = f"{prefix}{key}"
-        yield path
-        if not OmegaConf.is_missing(config, str(key)) and isinstance(config[key], DictConfig):
-            yield from _leaves(config[key], f"{path}.")
+def _known_keys(cls: Any = Recipe, prefix: str = "") -> Iterator[str]:
+    for f in fields(cls):
+        yield f"{prefix}{f.name}"
+        kinds = registered().values() if f.type is Objective else [f.type]
+        for kind in kinds:
+            if is_dataclass(kind):
+                yield from _known_keys(kind, f"{prefix}{f.name}.")
 
 
 def _to_recipe(config: DictConfig) -> Recipe:
@@ -256,8 +335,8 @@ def _to_recipe(config: DictConfig) -> Recipe:
     except MissingMandatoryValue as error:
         key = getattr(error, "full_key", None) or str(error).rsplit(" ", 1)[-1]
         raise RecipeError(f"{key} has no value. Give one: {key}=...") from error
-    except InterpolationResolutionError as error:
-        raise RecipeError(_one_line(error)) from error
+    except OmegaConfBaseException as error:
+        raise RecipeError(_explain(error)) from error
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         group = missing[0] in GROUPS
@@ -266,17 +345,6 @@ def _to_recipe(config: DictConfig) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise RecipeError("the recipe does not start from `base`; add it to its defaults list.")
     return recipe
-
-
-def _refuse_extra(value: Any, config: DictConfig, prefix: str) -> None:
-    """Hydra's `+key=value` adds keys that no code reads."""
-    names = {f.name for f in fields(value)}
-    for key in config:
-        if key not in names:
-            raise RecipeError(f"{prefix}{key} is not a key.{nearest(str(key), names)}")
-        inner = getattr(value, str(key))
-        if is_dataclass(inner) and isinstance(config[key], DictConfig):
-            _refuse_extra(inner, config[key], f"{prefix}{key}.")
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -288,27 +356,31 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def _explain(error: BaseException) -> str:
     """The cause of a composition error, in one line."""
     cause = error
-    while isinstance(cause, ConfigCompositionException) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    key = getattr(cause, "full_key", None)
+    while type(cause) is ConfigCompositionException and (cause.__cause__ or cause.__context__):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, MissingConfigException):
+        group, _, name = str(cause.missing_cfg_file).rpartition("/")
+        if group in GROUPS:
+            return _no_option(group, name, sorted(cause.options or []))
+        return f"no recipe named '{cause.missing_cfg_file}' to start from."
+    key, owner = getattr(cause, "full_key", None), getattr(cause, "object_type", None)
+    if isinstance(cause, ConfigKeyError) and key and is_dataclass(owner):
+        return _unknown_key(key, key.count("."), owner)
     if isinstance(cause, ValidationError) and key:
-        wanted = _wanted(cause)
-        match = re.search(r"[Vv]alue '(.*?)'", str(cause))
-        return f"{key}={match.group(1) if match else '?'} has the wrong type or value{wanted}."
+        value = "null" if cause.value is None else " ".join(str(cause.value).split())
+        return f"{key}={value} has the wrong type or value{_wanted(cause)}."
     return _one_line(cause)
 
 
 def _wanted(error: ValidationError) -> str:
-    kind = getattr(error, "ref_type", None) or getattr(error, "object_type", None)
-    choices = re.search(r"not a valid value of enum .*? \[(.*)\]|valid.*\[(.*)\]", str(error))
+    choices = re.search(r"one of \[(.*?)\]", str(error))
     if choices:
-        return f" (choices: {(choices.group(1) or choices.group(2))})"
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return f" (choices: {', '.join(m.name for m in kind)})"
+        return f" (choices: {choices.group(1)})"
     converted = re.search(r"(?:to|a valid) (Integer|Float|Boolean|float|int|bool)", str(error))
     return f" (expected {converted.group(1).lower()})" if converted else ""
 
 
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(line for line in lines if not line.startswith(("full_key", "object_type")))
+    notes = ("full_key", "object_type", "reference_type")
+    return " ".join(line for line in lines if not line.startswith(notes))

@@ -1,10 +1,11 @@
 """Every recipe key: its default, its unit and what it means.
 
-The objective's keys are not here: each objective is its own config node (`mallowspo_cli.objectives`).
+The objective's keys are not here: each objective is its own node (`mallowspo_cli.objectives`).
 What changes the numbers is in the recipe; what changes only the speed is in the accelerate file,
 except for the memory knobs `train.pack_tokens` and `train.activation_checkpointing`.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -75,7 +76,7 @@ class Order(StrEnum):
 def _at_least(key: str, value: float | None, minimum: float, strict: bool = False) -> None:
     if value is None:
         return
-    if value < minimum or (strict and value == minimum):
+    if not math.isfinite(value) or value < minimum or (strict and value == minimum):
         bound = f"above {minimum:g}" if strict else f"at least {minimum:g}"
         raise RecipeError(f"{key}={value} is out of range; it must be {bound}.")
 
@@ -97,6 +98,8 @@ class LoraConfig:
         _at_least("model.lora.rank", self.rank, 0)
         _at_least("model.lora.alpha", self.alpha, 0, strict=True)
         _at_least("model.lora.dropout", self.dropout, 0)
+        if self.dropout >= 1:
+            raise RecipeError(f"model.lora.dropout={self.dropout}; it must lie in [0, 1).")
 
 
 @dataclass(kw_only=True)
@@ -152,7 +155,7 @@ class DispersionConfig:
 
     mode: DispersionMode = DispersionMode.estimated
     """estimated; constant: w = 1 for every pair; shuffled: the estimates permuted over pairs."""
-    scale: float | str = "auto"
+    scale: int | float | str = "auto"
     """auto: mean of w is 1 over the training split. A number is used as it is (the official
     release's constant for Llama-3 on UltraFeedback is 0.29)."""
 
@@ -283,7 +286,7 @@ class Recipe:
     output_dir: str = "runs/${name}"
     """The run directory."""
     seed: int = 0
-    """Seed of the data order, of adapters' initial weights, of sampling and of the shuffled control."""
+    """Seed of data order, adapters' initial weights, sampling and the shuffled control."""
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     objective: Objective = MISSING
@@ -293,3 +296,10 @@ class Recipe:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise RecipeError(f"seed={self.seed} is out of range; it must lie in [0, 2^32).")
+        for key in ("name", "output_dir"):
+            if not getattr(self, key):
+                raise RecipeError(f"{key} is empty. Give one: {key}=...")

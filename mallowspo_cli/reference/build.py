@@ -13,7 +13,7 @@ from mallowspo_cli.distributed import log, progress
 from mallowspo_cli.files import cache_directory
 from mallowspo_cli.models.load import TORCH_DTYPES, load_model
 from mallowspo_cli.objectives.base import PairEntropies, PairScores
-from mallowspo_cli.packing.layout import collate
+from mallowspo_cli.packing.layout import PairBatch, collate
 from mallowspo_cli.packing.packer import pack, padded_length
 from mallowspo_cli.recipe.schema import Dtype, ModelConfig, Precision, ReferenceConfig
 from mallowspo_cli.reference.fingerprint import fingerprint
@@ -77,7 +77,7 @@ def complete_store(
 
 
 @torch.inference_mode()
-def score_rows(scorer: PairScorer, batch, autocast: bool) -> ReferenceRows:  # noqa: ANN001
+def score_rows(scorer: PairScorer, batch: PairBatch, autocast: bool) -> ReferenceRows:
     """One forward pass with entropies, as rows of the store."""
     device_type = batch.input_ids.device.type
     with torch.autocast(device_type, torch.bfloat16) if autocast else nullcontext():

@@ -1,0 +1,215 @@
+"""`mallowspo eval preferences`: how a model ranks held-out pairs."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from mallowspo_cli.commands.prepare import (
+    Prepared,
+    complete,
+    default_device,
+    prepare,
+)
+from mallowspo_cli.commands.show import print_preferences
+from mallowspo_cli.distributed import log, set_up_logging
+from mallowspo_cli.errors import EvalError, RecipeError
+from mallowspo_cli.evaluation.preference import evaluate_preferences
+from mallowspo_cli.files import make_directory, write_json
+from mallowspo_cli.models.load import TORCH_DTYPES, load_model, model_directory
+from mallowspo_cli.objectives.base import PairScores
+from mallowspo_cli.packing.layout import PairBatch
+from mallowspo_cli.recipe.load import load_base, load_recipe, option_names
+from mallowspo_cli.recipe.schema import ModelConfig, Precision, Recipe
+from mallowspo_cli.reference.terms import Reference
+from mallowspo_cli.scoring import PairScorer
+
+OWN_KEYS = ("model", "reference", "eval.limit", "eval.output")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and against what."""
+
+    recipe: Recipe
+    """Its `model` is the reference."""
+    policy: ModelConfig
+    run: Path | None
+    scale: float | None
+    """The run's dispersion scale; None finds it from the recipe."""
+
+
+def run(words: list[str]) -> None:
+    """Evaluate on held-out pairs; see `mallowspo eval preferences --help`."""
+    set_up_logging()
+    own, overrides = _split_words(words)
+    if "model" not in own:
+        raise EvalError(
+            "found no model=. Example: mallowspo eval preferences model=runs/quickstart"
+        )
+    limit = _limit(own.get("eval.limit"))
+    subject = _subject(own["model"], own.get("reference"), overrides)
+    prepared = prepare(subject.recipe)
+    if prepared.held_out is None:
+        raise EvalError(
+            f"{subject.recipe.dataset.path} has no held-out pairs. Name a split "
+            "(dataset.eval_split=NAME), or take some out (dataset.eval_size=100)."
+        )
+    results = evaluate(subject, prepared, limit)
+    print_preferences(results)
+    for place in _outputs(subject, own.get("eval.output")):
+        write_json(place, results)
+        log.info("wrote %s", place)
+
+
+def evaluate(subject: Subject, prepared: Prepared, limit: int | None) -> dict[str, object]:
+    """Score the held-out pairs of `prepared`; returns the report as plain values."""
+    recipe, device = subject.recipe, default_device()
+    assert prepared.held_out is not None
+    pairs = prepared.held_out.pairs[:limit]
+    reference = _reference(subject, prepared, device)
+    model = load_model(
+        model_directory(subject.policy),
+        TORCH_DTYPES[subject.policy.dtype],
+        subject.policy.attention,
+    )
+    policy = PairScorer(model)
+    score = _in_precision(policy.to(device).eval(), recipe.train.precision, device)
+    report = evaluate_preferences(
+        score, pairs, recipe.objective, reference, recipe.train.pack_tokens, device
+    )
+    return {
+        "model": str(subject.run or subject.policy.source),
+        "reference": recipe.model.source if reference is not None else None,
+        "dataset": recipe.dataset.path,
+        "objective": type(recipe.objective).__name__,
+        "dispersion_scale": reference.scale if reference is not None else None,
+        **report.as_dict(),
+    }
+
+
+def _split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The command's own keys, and Hydra overrides."""
+    own: dict[str, str] = {}
+    overrides = []
+    for word in words:
+        key, separator, value = word.partition("=")
+        if separator and key in OWN_KEYS:
+            own[key] = value
+        elif key == "recipe":
+            raise RecipeError("a run brings its recipe: give model=RUN_OR_MODEL, not recipe=.")
+        else:
+            overrides.append(word)
+    return own, overrides
+
+
+def _limit(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise EvalError(f"eval.limit={text} is no count of pairs; expected a whole number above 0.")
+    return int(text)
+
+
+def _subject(model: str, reference: str | None, overrides: list[str]) -> Subject:
+    """A run directory, a model directory, a model's recipe name, or a hub id: in that order."""
+    directory = Path(model).expanduser()
+    if (directory / "recipe.yaml").is_file():
+        if reference is not None:
+            raise EvalError(f"{model} is a run, which has its own reference; leave reference= out.")
+        return _run_subject(directory, overrides)
+    if model.startswith("runs/") and not directory.is_dir():
+        raise EvalError(f"no run directory at {model}. `ls runs` shows what there is.")
+    return _model_subject(model, reference, overrides)
+
+
+def _run_subject(directory: Path, overrides: list[str]) -> Subject:
+    if not (directory / "results.json").is_file():
+        raise EvalError(
+            f"the run in {directory} is not finished. Go on with it: mallowspo train "
+            f"recipe={directory / 'recipe.yaml'} --resume"
+        )
+    fresh = [word for word in overrides if re.match(r"\+{0,2}dataset=", word)]
+    loaded = load_recipe(str(directory / "recipe.yaml"), [] if fresh else overrides)
+    recipe = loaded.recipe
+    if fresh:
+        # A new dataset starts from its own file: nothing of the run's dataset node stays.
+        source = json.dumps(recipe.model.source)
+        base = load_base([f"model.source={source}", "objective=dpo", *overrides]).recipe
+        recipe = replace(recipe, dataset=base.dataset)
+    file = directory / "dispersion.json"
+    scale = float(json.loads(file.read_text())["scale"]) if file.is_file() else None
+    policy = ModelConfig(source=str(directory / "model"), attention=recipe.model.attention)
+    return Subject(recipe, policy, directory, scale)
+
+
+def _model_subject(model: str, reference: str | None, overrides: list[str]) -> Subject:
+    chosen = [word.partition("=")[0] for word in overrides]
+    words = list(overrides)
+    if "dataset" not in chosen:
+        raise EvalError(f"{model} is no run, so it brings no data. Add dataset=NAME.")
+    if "objective" not in chosen:
+        words.append("objective=dpo")
+    policy = _model_config(model, words)
+    recipe = load_base([*_model_words(reference or model), *words]).recipe
+    needs = recipe.objective.needs_reference or recipe.objective.needs_dispersion
+    if needs and reference is None:
+        raise EvalError(
+            f"{type(recipe.objective).__name__} compares a model with its reference, and {model} "
+            "is no run. Add reference=MODEL (what it was trained from), or objective=simpo."
+        )
+    return Subject(recipe, policy, None, None)
+
+
+def _model_config(model: str, words: list[str]) -> ModelConfig:
+    return load_base([*_model_words(model), *words]).recipe.model
+
+
+def _model_words(model: str) -> list[str]:
+    """Overrides that choose a model directory, a name in recipes/model/, or a hub id."""
+    if not Path(model).expanduser().is_dir() and model in option_names("model"):
+        return [f"model={model}"]
+    return [f"model.source={json.dumps(model)}"]
+
+
+def _reference(subject: Subject, prepared: Prepared, device: torch.device) -> Reference | None:
+    recipe = subject.recipe
+    objective = recipe.objective
+    if not (objective.needs_reference or objective.needs_dispersion):
+        return None
+    assert prepared.held_out is not None
+    fit_scale = subject.scale is None and recipe.dispersion.scale == "auto"
+    fitted = prepared.train if fit_scale else prepared.held_out
+    held_out = prepared.held_out
+    store = complete(recipe, prepared.directory, [*held_out, *fitted], device)
+    reference = Reference(store, recipe.dispersion, fitted.pair_ids, recipe.seed, subject.scale)
+    if fit_scale:
+        reference.add(held_out.pair_ids)
+    return reference
+
+
+def _outputs(subject: Subject, named: str | None) -> list[Path]:
+    places = []
+    if subject.run is not None:
+        data = re.sub(r"[^A-Za-z0-9._-]+", "_", subject.recipe.dataset.path).strip("_")
+        directory = make_directory(subject.run / "evaluations", "the evaluation")
+        places.append(directory / f"preferences_{data}.json")
+    if named is not None:
+        make_directory(Path(named).parent, "the evaluation")
+        places.append(Path(named))
+    return places
+
+
+def _in_precision(
+    scorer: PairScorer, precision: Precision, device: torch.device
+) -> Callable[[PairBatch], PairScores]:
+    """The scorer under the compute type that its run trained with."""
+
+    def score(batch: PairBatch) -> PairScores:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.bf16):
+            return scorer(batch)
+
+    return score

@@ -1,0 +1,70 @@
+"""model/README.md: what the model is and how it was made."""
+
+from typing import Any
+
+import jinja2
+
+from mallowspo_cli.report.run_report import result_rows
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [preference-optimization, mallowspo, {{ results.objective }}]
+{% if base -%}
+base_model: {{ base }}
+{% endif -%}
+---
+# {{ results.name }}
+
+{{ results.model_source }}, fine-tuned on preference pairs with `{{ results.objective }}` by
+mallowspo {{ environment.versions.mallowspo }} (MallowsPO, arXiv 2405.14953).
+
+- data: {{ results.dataset_path }}, {{ results.pairs }} pairs in {{ results.steps }} steps
+{% if dispersion -%}
+- dispersion scale: {{ dispersion.scale }} ({{ dispersion.mode }}), fitted on
+  {{ dispersion.pairs }} training pairs
+- reference store: fingerprint {{ dispersion.fingerprint }}
+{% endif -%}
+- trained on: {{ environment.device }}, torch {{ environment.versions.torch }}, transformers
+  {{ environment.versions.transformers }}
+
+| | before | after |
+| --- | ---: | ---: |
+{% for name, before, after in rows -%}
+| {{ name }} | {{ before }} | {{ after }} |
+{% endfor %}
+## Recipe
+
+`mallowspo train recipe=FILE` repeats the run from this file:
+
+```yaml
+{{ recipe }}```
+"""
+
+
+def model_card(
+    recipe_yaml: str,
+    results: dict[str, Any],
+    dispersion: dict[str, Any] | None,
+    environment: dict[str, Any],
+) -> str:
+    """The Markdown text of a trained model's card.
+
+    Args:
+        recipe_yaml: the resolved recipe.
+        results: the run's results.json.
+        dispersion: the run's dispersion.json, None where the objective read none.
+        environment: the run's environment.json.
+    """
+    source = results["model_source"]
+    is_hub_id = source.count("/") == 1 and ":" not in source and not source.startswith((".", "/"))
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(CARD)
+    return template.render(
+        results=results,
+        rows=result_rows(results),
+        base=source if is_hub_id else None,
+        dispersion=dispersion,
+        environment=environment,
+        recipe=recipe_yaml,
+    )
