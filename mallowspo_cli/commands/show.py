@@ -47,9 +47,10 @@ def print_preferences(results: dict[str, Any]) -> None:
 def print_pair(pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> None:
     """A pair as the model sees it: the prompt dim, what is trained bright."""
     out = Console(highlight=False)
-    out.print(Text(tokenizer.decode(pair.prompt.tolist()), style="dim"))
-    out.print(Text("chosen:   " + tokenizer.decode(pair.chosen.tolist()), style="green"))
-    out.print(Text("rejected: " + tokenizer.decode(pair.rejected.tolist()), style="red"))
+    styles = {"prompt": "dim", "chosen": "green", "rejected": "red"}
+    for part, style in styles.items():
+        out.print(f"{part}:", style="bold")
+        out.print(Text(str(tokenizer.decode(getattr(pair, part).tolist())), style=style))
     out.print(
         f"tokens: prompt {len(pair.prompt)}, chosen {len(pair.chosen)}, "
         f"rejected {len(pair.rejected)}; id {pair.pair_id}"

@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from accelerate.utils import set_seed
 from mallowspo_cli.commands.prepare import Prepared, default_device, filled_store, prepare
 from mallowspo_cli.commands.show import print_pair, print_results
 from mallowspo_cli.distributed import log, set_up_logging
-from mallowspo_cli.errors import MallowsPOError
+from mallowspo_cli.errors import MallowsPOError, TrainingError
 from mallowspo_cli.evaluation.generate import SequenceKL, sample_pairs, sequence_kl
 from mallowspo_cli.files import whole_directory, write_json, write_text
 from mallowspo_cli.models.load import load_model, load_policy
@@ -82,7 +83,14 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
         *(state.step + 1, steps, recipe.train.global_batch_size, directory),
     )
     start = time.monotonic()
-    fit(run, recipe.objective, reference, state)
+    try:
+        fit(run, recipe.objective, reference, state)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of memory after step {state.step}. Lower train.pack_tokens (now "
+            f"{recipe.train.pack_tokens}), or set train.activation_checkpointing=full; neither "
+            "changes the result. Then go on with --resume."
+        ) from error
     seconds = time.monotonic() - start
     kl = _kl(run, prepared)
     _finish(run, loaded, prepared, kl, seconds)
@@ -138,7 +146,7 @@ def _accelerator(recipe: Recipe, directory: Path) -> Accelerator:
             ) from error
     accelerator = Accelerator(
         mixed_precision="bf16" if recipe.train.precision is Precision.bf16 else "no",
-        log_with=trackers or None,
+        log_with=list(trackers) or None,  # type: ignore[arg-type]
         project_dir=str(directory),
     )
     if trackers:
@@ -213,16 +221,25 @@ def _save_model(
     """A directory that transformers loads: weights with adapters merged, tokenizer, model card."""
     model = run.accelerator.unwrap_model(run.scorer).model
     if run.recipe.model.lora.rank:
+        _save_whole(run.directory / "adapter", model.save_pretrained)
         model = model.merge_and_unload()
     file = run.directory / "dispersion.json"
     dispersion = json.loads(file.read_text()) if file.is_file() else None
     card = model_card(loaded.to_yaml(), results, dispersion, environment())
-    place = run.directory / "model"
-    shutil.rmtree(place, ignore_errors=True)
-    with whole_directory(place) as target:
+
+    def save(target: Path) -> None:
         model.save_pretrained(target)
         prepared.tokenizer.save_pretrained(target)
         write_text(target / "README.md", card)
+
+    _save_whole(run.directory / "model", save)
+
+
+def _save_whole(place: Path, save: Callable[[Path], object]) -> None:
+    """Fill a directory by `save`, whole or not at all, in the place of an older one."""
+    shutil.rmtree(place, ignore_errors=True)
+    with whole_directory(place) as target:
+        save(target)
 
 
 def _peak_memory_gib() -> float:

@@ -76,7 +76,7 @@ def trl(row: Row, where: str) -> PreferencePair:
             raise DataError(f"{where}: chosen and rejected do not continue the same conversation.")
         if history and history[-1].content.strip() not in {m.content.strip() for m in good[:-1]}:
             raise DataError(
-                f"{where}: chosen and rejected hold {len(good)} messages but not the prompt's last. "
+                f"{where}: chosen and rejected hold {len(good)} messages, but not the prompt. "
                 "Put every turn but the last into the prompt, or leave the prompt out."
             )
         return _pair(good[:-1], good[-1], bad[-1], where)
@@ -102,7 +102,7 @@ def _pair(
             raise DataError(f"{where}: the pair has no {name} response.")
         if response.role != "assistant":
             raise DataError(
-                f"{where}: {name} ends in a turn of role '{response.role}', expected 'assistant'."
+                f"{where}: {name} ends in a turn of role {response.role!r}, expected 'assistant'."
             )
     if chosen == rejected:
         raise DataError(

@@ -43,7 +43,8 @@ def messages(value: Any, row: str, column: str) -> tuple[Message, ...]:
         keys = ("role", "content")
         if not isinstance(item, dict) or not all(isinstance(item.get(k), str) for k in keys):
             raise DataError(
-                f"{row}: {column} holds {_kind(item)}; expected objects with the texts 'role' and 'content'."
+                f"{row}: {column} holds {_kind(item)}; expected objects whose 'role' and 'content' "
+                "are texts."
             )
         found.append(Message(item["role"], item["content"]))
     return tuple(found)

@@ -106,7 +106,7 @@ def split_response(
     except TemplateError as error:
         roles = ", ".join(message.role for message in (*prompt, response))
         raise DataError(
-            f"{row}: the chat template refuses the conversation (roles: {roles}): "
+            f"{row}: the chat template refuses the conversation (roles: {roles!r}): "
             f"{' '.join(str(error).split())}."
         ) from error
     assert isinstance(opening, str)
@@ -121,7 +121,9 @@ def split_response(
     starts = np.asarray([offset[0] for offset in encoded["offset_mapping"]])
     ends = np.asarray([offset[1] for offset in encoded["offset_mapping"]])
     first = int(np.searchsorted(starts, len(opening)))
-    if first > 0 and ends[first - 1] > len(opening):
+    if first == 0:
+        raise DataError(f"{row}: the chat template renders the prompt as nothing.")
+    if ends[first - 1] > len(opening):
         raise DataError(
             f"{row}: one token holds the end of the prompt and the beginning of the response: "
             f"{_show(tokenizer, ids[max(0, first - 4) : first + 3])}. Does the response begin with "
@@ -169,9 +171,10 @@ def _fit(
     """The pair within the length limits, or None when it is dropped; counts what was done."""
     limit = config.max_prompt_length or config.max_length
     room = min(limit, config.max_length - max(len(chosen), len(rejected)))
+    cut = None
     if config.truncation is Truncation.keep_end and len(prompt) > room >= 1:
         prompt = prompt[-room:]
-        losses[f"prompts cut to fit {config.max_length:,} tokens"] += 1
+        cut = f"prompts cut to fit {config.max_length:,} tokens"
     if len(prompt) > limit:
         losses[f"dropped: prompt longer than {limit:,} tokens"] += 1
         return None
@@ -181,10 +184,12 @@ def _fit(
             losses[f"dropped: longer than {config.max_length:,} tokens"] += 1
             return None
         chosen, rejected = chosen[:room], rejected[:room]
-        losses[f"responses cut to fit {config.max_length:,} tokens"] += 1
+        cut = f"responses cut to fit {config.max_length:,} tokens"
     if np.array_equal(chosen, rejected):
         losses["dropped: responses have the same tokens"] += 1
         return None
+    if cut is not None:
+        losses[cut] += 1
     return prompt, chosen, rejected
 
 

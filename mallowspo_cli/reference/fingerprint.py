@@ -51,6 +51,8 @@ def fingerprint(directory: Path, config: ModelConfig, precision: Precision) -> F
     weights = sorted(directory.glob("*.safetensors"))
     if not weights:
         raise ModelError(f"{directory} holds no safetensors weights.")
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"{directory} holds no config.json.")
     tokenizer = [directory / n for n in ("tokenizer.json", "tokenizer_config.json")]
     tokenizer += sorted(directory.glob("chat_template*"))
     return Fingerprint(

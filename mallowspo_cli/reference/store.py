@@ -1,8 +1,7 @@
 """Reference scores on disk: append-only Parquet shards under a manifest."""
 
+import hashlib
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -56,8 +55,17 @@ class ReferenceStore:
 
     @classmethod
     def create(cls, path: Path, expected: Fingerprint, vocab_size: int) -> "ReferenceStore":
-        """A new, empty store."""
+        """A new, empty store.
+
+        Raises:
+            CacheError: `path` holds rows of which nothing says what built them.
+        """
         make_directory(path, "the reference store")
+        if any(path.glob("rows-*.parquet")):
+            raise CacheError(
+                f"{path} holds rows but no manifest.json, so nothing says which model they are of. "
+                "Remove the directory, or give another: reference.store=..."
+            )
         manifest = {"format": FORMAT, "vocab_size": vocab_size, "fingerprint": asdict(expected)}
         write_json(path / "manifest.json", manifest)
         return cls(path, vocab_size)
@@ -71,13 +79,15 @@ class ReferenceStore:
         """
         try:
             manifest = json.loads((path / "manifest.json").read_text())
+            if manifest["format"] != FORMAT:
+                raise ValueError(f"format {manifest['format']}")
             found = Fingerprint(**manifest["fingerprint"])
             vocab_size = int(manifest["vocab_size"])
         except FileNotFoundError as error:
             raise CacheError(
                 f"no reference store at {path}. Build it: mallowspo cache-ref recipe=..."
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CacheError(
                 f"{path / 'manifest.json'} is not a manifest of version {FORMAT}. Remove the "
                 "directory, or give another: reference.store=..."
@@ -116,9 +126,11 @@ class ReferenceStore:
         """Write a shard, whole or not at all."""
         columns = {c: getattr(rows, c).cpu().numpy() for c in COLUMNS}
         table = pa.table({"pair_id": list(pair_ids), **columns}, schema=SCHEMA)
-        name = f"rows-{os.getpid():07d}-{uuid.uuid4().hex[:12]}.parquet"
-        with whole_file(self.path / name) as temporary:
-            pq.write_table(table, temporary)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        data = sink.getvalue().to_pybytes()
+        with whole_file(self.path / f"rows-{_digest(data)}.parquet") as temporary:
+            temporary.write_bytes(data)
         self._add(table)
 
     def _add(self, table: pa.Table) -> None:
@@ -130,13 +142,18 @@ class ReferenceStore:
             self._rows[c] = torch.cat([self._rows[c], added])
 
 
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def _read(shard: Path) -> pa.Table:
+    # Parquet reads a flipped bit as another number; the file's name holds its bytes to account.
     try:
-        table = pq.read_table(shard)
-        if table.schema.names == SCHEMA.names:
-            return table.cast(SCHEMA)
-        problem = f"its columns are {', '.join(table.schema.names)}"
-    except (pa.ArrowException, OSError) as error:
+        data = shard.read_bytes()
+        if shard.name == f"rows-{_digest(data)}.parquet":
+            return pq.read_table(pa.BufferReader(data)).cast(SCHEMA)
+        problem = "its content is not what its name says"
+    except (pa.ArrowException, ValueError, OSError) as error:
         problem = str(error).splitlines()[0]
     raise CacheError(
         f"{shard} is damaged ({problem}). Delete it; the next pass computes its rows again."

@@ -5,9 +5,11 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -20,6 +22,11 @@ WEIGHTS, OPTIMIZER, STATE, MANIFEST = (
     "state.json",
     "manifest.json",
 )
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError),
+    *(SafetensorError, UnpicklingError),
+)
+"""What a damaged file can raise."""
 
 
 @dataclass
@@ -37,11 +44,12 @@ def checkpoint_path(run_directory: Path, step: int) -> Path:
 
 def whole_checkpoints(run_directory: Path) -> list[Path]:
     """A run's checkpoints, oldest first. A half-written one has another name."""
-    return sorted(
-        path
+    found = {
+        int(path.name.removeprefix("step_")): path
         for path in (run_directory / "checkpoints").glob("step_*")
         if re.fullmatch(r"step_\d+", path.name) and (path / MANIFEST).is_file()
-    )
+    }
+    return [found[step] for step in sorted(found)]
 
 
 def save_checkpoint(
@@ -76,29 +84,40 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any) -> TrainState:
     """
     try:
         digests = json.loads((path / MANIFEST).read_text())
-        damaged = [n for n, d in digests.items() if sha256(path / n) != d]
+        damaged = [n for n in (WEIGHTS, OPTIMIZER, STATE) if sha256(path / n) != digests[n]]
+        if damaged:
+            raise _damaged(path, f"{', '.join(damaged)} changed since it was written")
         state = TrainState(**json.loads((path / STATE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise _damaged(path, str(error)) from error
-    if damaged:
-        raise _damaged(path, f"{', '.join(damaged)} changed since it was written")
-    weights = load_file(path / WEIGHTS)
+        weights = load_file(path / WEIGHTS)
+        # Tensors and plain values only: no code in the file can run.
+        saved = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
+        moments, rng = saved["optimizer"], saved["rng"]
+    except UNREADABLE as error:
+        raise _damaged(path, _first_line(error)) from error
     own = dict(_trainable(model))
     if weights.keys() != own.keys() or any(weights[n].shape != own[n].shape for n in own):
         raise CheckpointError(f"{path} is a checkpoint of another model than the recipe's.")
+    try:
+        optimizer.load_state_dict(moments)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is a checkpoint of another optimizer than the recipe's: {_first_line(error)}."
+        ) from error
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
-    saved = torch.load(path / OPTIMIZER, weights_only=True)
-    optimizer.load_state_dict(saved["optimizer"])
-    torch.set_rng_state(saved["rng"]["cpu"])
-    if "cuda" in saved["rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(saved["rng"]["cuda"])
+    torch.set_rng_state(rng["cpu"])
+    if "cuda" in rng and torch.cuda.is_available():
+        torch.cuda.set_rng_state(rng["cuda"])
     return state
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

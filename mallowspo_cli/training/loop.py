@@ -1,5 +1,6 @@
 """The training loop: batch, score, look up, objective, backward, step, log, evaluate, save."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -179,9 +180,11 @@ def _check_finite(losses: Tensor, step: int, pair_ids: list[str]) -> None:
 
 def _clip(run: Run, max_norm: float, step: int) -> float:
     parameters = [p for p in run.scorer.parameters() if p.requires_grad]
-    limit = max_norm if max_norm > 0 else float("inf")
-    norm = float(run.accelerator.clip_grad_norm_(parameters, limit))
-    if norm != norm or norm == float("inf"):
+    limit = max_norm if max_norm > 0 else math.inf
+    total = run.accelerator.clip_grad_norm_(parameters, limit)
+    assert total is not None
+    norm = float(total)
+    if not math.isfinite(norm):
         raise TrainingError(
             f"the gradient of step {step + 1} is not finite (norm {norm}). Nothing was updated. "
             "Lower train.learning_rate, or use train.precision=fp32."

@@ -1,0 +1,252 @@
+"""`mallowspo train`: what a run leaves behind, and what happens when it is stopped."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.commands.conftest import Command
+
+STEP_KEYS = {
+    "step",
+    "epoch",
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "dispersion/weight_mean",
+    "grad_norm",
+    "learning_rate",
+    "pairs_per_second",
+}
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(run: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in metrics(run)]
+
+
+def test_a_run_directory_holds_what_other_tools_read(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    done = mallowspo("train", *tiny_words, "eval.kl_prompts=2", "eval.kl_tokens=4")
+    assert done.code == 0, done.err
+    run = tmp_path / "runs" / "tiny"
+
+    assert yaml.safe_load((run / "overrides.yaml").read_text())[0] == "model=tiny_random"
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["train"]["max_steps"] == 6
+    assert json.loads((run / "environment.json").read_text())["versions"]["torch"]
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [
+        "step_000002",
+        "step_000004",
+    ]
+
+    lines = metrics(run)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(line.keys() >= STEP_KEYS for line in steps)
+    evaluations = [line for line in lines if "eval/loss" in line]
+    assert [line["step"] for line in evaluations] == [0, 6]
+    assert "eval/rewards/accuracies" in evaluations[0]
+    # The policy starts as its reference.
+    assert evaluations[0]["eval/rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert steps[0]["dispersion/weight_mean"] > 0
+
+    report = (run / "report.html").read_text()
+    assert "held-out accuracy" in report
+    assert report.count("data:image/png;base64,") == len(list((run / "plots").glob("*.png"))) == 5
+    results = json.loads((run / "results.json").read_text())
+    assert results["kl"]["responses"] == 4
+    assert "held-out accuracy" in done.out
+    assert "report.html" in done.out
+
+    card = (run / "model" / "README.md").read_text()
+    dispersion = json.loads((run / "dispersion.json").read_text())
+    assert str(dispersion["scale"]) in card
+    assert dispersion["fingerprint"] in card
+    assert "max_steps: 6" in card
+    assert dispersion["weight_mean"] == pytest.approx(1, abs=1e-6)
+
+
+def test_the_saved_model_is_what_transformers_loads_and_has_moved(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path, tiny_directory: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert mallowspo("train", *tiny_words).code == 0
+    saved = tmp_path / "runs" / "tiny" / "model"
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    before = AutoModelForCausalLM.from_pretrained(tiny_directory)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    assert tokenizer.chat_template
+    assert model.generation_config.eos_token_id == before.generation_config.eos_token_id
+    moved = [
+        (p - q).abs().max() for p, q in zip(model.parameters(), before.parameters(), strict=True)
+    ]
+    assert min(moved) > 0
+
+
+def test_a_killed_run_goes_on_bit_equal_to_one_without_a_stop(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    # 12 training pairs and 4 a step: three steps an epoch, so step 5 is in the middle of one.
+    assert mallowspo("train", *tiny_words, "name=whole").code == 0
+    assert mallowspo("train", *tiny_words, "name=stopped").code == 0
+    stopped = tmp_path / "runs" / "stopped"
+    # What a kill -9 within step 5 leaves: checkpoint 4, metrics beyond it, a torn line.
+    for path in ("model", "plots"):
+        shutil.rmtree(stopped / path)
+    for path in ("results.json", "report.html"):
+        (stopped / path).unlink()
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+
+    done = mallowspo("train", *tiny_words, "name=stopped", "--resume")
+    assert done.code == 0, done.err
+    assert "going on from" in done.err.replace("\n", " ")
+    whole = tmp_path / "runs" / "whole"
+    assert timeless(stopped) == timeless(whole)
+    ours = load_file(stopped / "model" / "model.safetensors")
+    theirs = load_file(whole / "model" / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_kill_nine_in_mid_run_then_resume_equals_uninterrupted(
+    mallowspo_process: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny_words, "train.max_steps=300", "train.epochs=100", "checkpoint.every=20"]
+    command = [sys.executable, "-m", "mallowspo_cli", "train", *words, "name=killed"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    killed = tmp_path / "runs" / "killed"
+    deadline = time.monotonic() + 120
+    while not list((killed / "checkpoints").glob("step_*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "results.json").exists()
+
+    assert mallowspo_process("train", *words, "name=killed", "--resume").code == 0
+    assert mallowspo_process("train", *words, "name=whole").code == 0
+    assert timeless(killed) == timeless(tmp_path / "runs" / "whole")
+
+
+def test_resume_without_a_whole_checkpoint_starts_afresh_and_says_so(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    assert mallowspo("train", *tiny_words).code == 0
+    run = tmp_path / "runs" / "tiny"
+    before = timeless(run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "results.json").unlink()
+    done = mallowspo("train", *tiny_words, "--resume")
+    assert done.code == 0
+    assert "no whole checkpoint; starting afresh" in " ".join(done.err.split())
+    assert timeless(run) == before
+
+
+def test_a_finished_run_is_shown_and_not_trained_again(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    assert mallowspo("train", *tiny_words).code == 0
+    weights = tmp_path / "runs" / "tiny" / "model" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    done = mallowspo("train", *tiny_words, "--resume")
+    assert done.code == 0
+    assert "held-out accuracy" in done.out
+    assert weights.stat().st_mtime_ns == written
+
+
+def test_the_cache_is_built_once_and_serves_other_objectives(
+    mallowspo: Command, tiny_words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOWSPO_CACHE", "own_cache")
+    first = mallowspo("cache-ref", *tiny_words)
+    assert first.code == 0
+    assert "16 pairs added" in " ".join(first.err.split())
+    for objective in ("dpo", "mallows_theta", "rainbowpo"):
+        done = mallowspo("train", *tiny_words, f"objective={objective}", f"name={objective}")
+        assert done.code == 0, done.err
+        assert "every pair is there" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize(
+    "objective", ["dpo", "ipo", "mallows_ipo", "mallows_theta", "rainbowpo", "sft", "simpo"]
+)
+def test_every_objective_trains(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path, objective: str
+) -> None:
+    done = mallowspo("train", *tiny_words, f"objective={objective}", "train.max_steps=2")
+    assert done.code == 0, done.err
+    lines = metrics(tmp_path / "runs" / "tiny")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    reads_reference = objective not in ("sft", "simpo")
+    assert (tmp_path / "runs" / "tiny" / "dispersion.json").exists() == reads_reference
+
+
+def test_losses_do_not_depend_on_how_pairs_are_packed_or_recomputed(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    for name, words in {
+        "large": ["train.pack_tokens=4096"],
+        "small": ["train.pack_tokens=1"],
+        "recomputed": ["train.activation_checkpointing=full"],
+    }.items():
+        assert mallowspo("train", *tiny_words, *words, f"name={name}").code == 0
+    losses = {
+        name: [line["loss"] for line in metrics(tmp_path / "runs" / name) if "loss" in line]
+        for name in ("large", "small", "recomputed")
+    }
+    assert losses["small"] == pytest.approx(losses["large"], rel=1e-5)
+    assert losses["recomputed"] == pytest.approx(losses["large"], rel=1e-5)
+
+
+def test_lora_trains_adapters_alone_and_saves_a_merged_model(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    done = mallowspo("train", *tiny_words, "model.lora.rank=4", "train.learning_rate=1e-2")
+    assert done.code == 0, done.err
+    run = tmp_path / "runs" / "tiny"
+    checkpoint = load_file(run / "checkpoints" / "step_000004" / "trainable.safetensors")
+    assert all("lora_" in name for name in checkpoint)
+    assert not any("lora_" in name for name in load_file(run / "model" / "model.safetensors"))
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    evaluated = mallowspo("eval", "preferences", "model=runs/tiny")
+    assert evaluated.code == 0, evaluated.err
+    after = [line for line in metrics(run) if "eval/loss" in line][-1]
+    found = json.loads(next((run / "evaluations").glob("*.json")).read_text())
+    assert found["margin"] == pytest.approx(after["eval/rewards/margins"], rel=1e-3, abs=1e-5)
+
+
+def test_a_dry_run_shows_a_pair_and_writes_no_run(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    done = mallowspo("train", *tiny_words, "--dry-run")
+    assert done.code == 0, done.err
+    assert "chosen:" in done.out
+    assert "would train 6 steps of 4 pairs" in " ".join(done.err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_trackers_are_fed_offline(
+    mallowspo_process: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    done = mallowspo_process("train", *tiny_words, "log.wandb=true", "log.tensorboard=true")
+    assert done.code == 0, done.err
+    run = tmp_path / "runs" / "tiny"
+    assert list(run.glob("**/events.out.tfevents*"))
+    assert list(run.glob("wandb/offline-run-*"))
