@@ -1,6 +1,7 @@
 """Read preference pairs from a hub id, files, a directory, or the package itself."""
 
 import glob
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def _read(config: DatasetConfig, split: str) -> tuple[list[dict[str, Any]], str]
 
 def _read_files(files: list[Path], name: str) -> list[dict[str, Any]]:
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     for file in files:
         if file.suffix not in READERS:
@@ -85,26 +87,29 @@ def _read_files(files: list[Path], name: str) -> list[dict[str, Any]]:
             raise DataError(f"{file.name} is empty.")
     reader = READERS[files[0].suffix]
     # "None" and "NA" are words in a text column.
-    options = {"keep_default_na": False} if reader == "csv" else {}
+    options: dict[str, Any] = {"keep_default_na": False} if reader == "csv" else {}
+    datasets.disable_progress_bars()
+    # It would log a failed read too; the error below says it in one line.
+    datasets.logging.set_verbosity(logging.CRITICAL)
     try:
-        datasets.disable_progress_bars()
-        return datasets.load_dataset(
-            reader, data_files=[str(f) for f in files], split="train", **options
-        ).to_list()
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        names = [str(file) for file in files]
+        data = datasets.load_dataset(reader, data_files=names, split="train", **options)
+        return data.to_list()
+    except (DatasetGenerationError, ValueError, OSError) as error:
         cause = error.__cause__ or error
         raise DataError(f"{name} cannot be read as {reader}: {_first_line(cause)}") from error
 
 
 def _read_hub(config: DatasetConfig, split: str) -> list[dict[str, Any]]:
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     log.info("reading %s, split %s", config.path, split)
     try:
         return datasets.load_dataset(config.path, revision=config.revision, split=split).to_list()
     except ValueError as error:
         raise DataError(f"{config.path}: {_first_line(error)}") from error
-    except (OSError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, RuntimeError, DatasetGenerationError) as error:
         raise DataError(
             f"{config.path} is not a file or directory here, and cannot be read from the hub "
             f"({type(error).__name__}). Check the name and the connection, or give a local file."

@@ -1,12 +1,13 @@
 """Sampling from a policy, and its sequence KL to the reference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from mallowspo_cli.data.tokenize import TokenIds, TokenizedPair
 from mallowspo_cli.distributed import progress
@@ -46,7 +47,21 @@ def sample_pairs(
     device = next(model.parameters()).device
     pairs = []
     model.eval()
-    with torch.random.fork_rng(), progress("sampling", len(prompts), "prompts") as advance:
+    sampling = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=2,
+        max_new_tokens=max_tokens,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
+    )
+    with (
+        _generation_config(model, sampling),
+        torch.random.fork_rng(),
+        progress("sampling", len(prompts), "prompts") as advance,
+    ):
         torch.manual_seed(seed)
         for start in range(0, len(prompts), BATCH_PROMPTS):
             group = list(prompts[start : start + BATCH_PROMPTS])
@@ -57,16 +72,7 @@ def sample_pairs(
             lengths = torch.tensor([len(p) for p in group])
             mask = (torch.arange(width) >= width - lengths[:, None]).long()
             out = model.generate(  # type: ignore[operator]
-                ids.to(device),
-                attention_mask=mask.to(device),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                num_return_sequences=2,
-                max_new_tokens=max_tokens,
-                eos_token_id=ends,
-                pad_token_id=ends[0],
+                ids.to(device), attention_mask=mask.to(device)
             )
             responses = [_until(row, ends) for row in out[:, width:].cpu().numpy()]
             pairs += [
@@ -107,6 +113,20 @@ def stop_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if ids == [None]:
         raise ModelError("the model names no end-of-sequence token, so sampling cannot stop.")
     return ids
+
+
+@contextmanager
+def _generation_config(model: nn.Module, config: GenerationConfig) -> Iterator[None]:
+    """Sample by `config` alone.
+
+    What a model's own configuration adds (a repetition penalty, say) would make the samples another
+    distribution's than the policy's, and the KL estimate wrong.
+    """
+    own, model.generation_config = model.generation_config, config  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _until(row: TokenIds, ends: list[int]) -> TokenIds:

@@ -107,7 +107,7 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
 def _check_targets(model: nn.Module, names: list[str]) -> None:
     """peft takes a list of which one name matches, and leaves the others out without a word."""
     paths = [f".{path}" for path, _ in model.named_modules()]
-    unknown = [name for name in names if not any(path.endswith(f".{name}") for path in paths)]
+    unknown = [n for n in names if not n or not any(path.endswith(f".{n}") for path in paths)]
     if unknown and names != ["all-linear"]:
         linear = {p.split(".")[-1] for p, m in model.named_modules() if isinstance(m, nn.Linear)}
         raise ModelError(

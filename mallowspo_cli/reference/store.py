@@ -114,7 +114,7 @@ class ReferenceStore:
             CacheError: a pair is missing; names the first.
         """
         try:
-            index = torch.tensor([self._index[p] for p in pair_ids])
+            index = torch.tensor([self._index[p] for p in pair_ids], dtype=torch.int64)
         except KeyError as error:
             raise CacheError(
                 f"the reference store at {self.path} has no row for pair {error.args[0]}. "
