@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers.utils.logging
 from transformers import PreTrainedTokenizerBase
 
 from mallowspo_cli.data.dataset import load_pairs
 from mallowspo_cli.data.tokenize import TokenizedPair, TokenizedPairs, tokenize_pairs
-from mallowspo_cli.distributed import log, world_size
+from mallowspo_cli.distributed import console, log, world_size
 from mallowspo_cli.errors import MallowsPOError
 from mallowspo_cli.models.load import load_tokenizer, model_directory
 from mallowspo_cli.recipe.schema import Recipe
@@ -34,6 +35,8 @@ def prepare(recipe: Recipe) -> Prepared:
             f"{world_size()} processes were launched; this version trains in one. "
             "Run `mallowspo train` without a launcher."
         )
+    if not console.is_terminal:
+        transformers.utils.logging.disable_progress_bar()
     directory = model_directory(recipe.model)
     tokenizer = load_tokenizer(directory)
     splits = {}

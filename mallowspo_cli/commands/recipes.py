@@ -1,19 +1,14 @@
 """`mallowspo recipes`: what there is, where it lies, what it composes to, what its keys mean."""
 
-import ast
-import inspect
-from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-import omegaconf
 from rich.console import Console
 from rich.table import Table
 
 from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.objectives.base import registered
+from mallowspo_cli.recipe.keys import explained_keys
 from mallowspo_cli.recipe.load import (
     GROUPS,
     load_recipe,
@@ -22,7 +17,6 @@ from mallowspo_cli.recipe.load import (
     recipe_directories,
     recipe_files,
 )
-from mallowspo_cli.recipe.schema import Recipe
 
 
 def list_recipes() -> None:
@@ -63,9 +57,9 @@ def path(file: str) -> None:
 
 def keys(prefix: str) -> None:
     """Print each key under `prefix` with its default and its meaning."""
-    rows = [row for row in _explained_keys() if row[0].startswith(prefix)]
+    rows = [row for row in explained_keys() if row[0].startswith(prefix)]
     if not rows:
-        names = [row[0] for row in _explained_keys()]
+        names = [row[0] for row in explained_keys()]
         raise RecipeError(f"no key begins with '{prefix}'.{nearest(prefix, names)}")
     table = Table(box=None, pad_edge=False)
     for heading in ("key", "default", "meaning"):
@@ -73,46 +67,6 @@ def keys(prefix: str) -> None:
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
-
-
-def _explained_keys() -> Iterator[tuple[str, str, str]]:
-    yield from _fields_of(Recipe, "")
-    for name, cls in registered().items():
-        for key, default, meaning in _fields_of(cls, "objective."):
-            yield key, default, f"({name}) {meaning}"
-
-
-def _fields_of(cls: type, prefix: str) -> Iterator[tuple[str, str, str]]:
-    meanings = field_docs(cls)
-    for f in fields(cls):
-        inner = f.default_factory if f.default_factory is not MISSING else None
-        if isinstance(inner, type) and is_dataclass(inner):
-            yield from _fields_of(inner, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", _default(f), meanings.get(f.name, "")
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, in one line."""
-    body = ast.parse(inspect.getsource(cls)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-        ):
-            found[statement.target.id] = " ".join(str(following.value.value).split())
-    return found
-
-
-def _default(field: "Field[Any]") -> str:
-    value = field.default
-    if value is MISSING or value == omegaconf.MISSING:
-        return "(choose)"
-    return "null" if value is None else str(getattr(value, "value", value))
 
 
 def _first_comment(file: Path) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +110,8 @@ def stop_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a response, by the model's generation config, else its tokenizer."""
     config = getattr(model, "generation_config", None)
     named = getattr(config, "eos_token_id", None)
-    ids = named if isinstance(named, list) else [tokenizer.eos_token_id if named is None else named]
+    single: Any = tokenizer.eos_token_id if named is None else named
+    ids = named if isinstance(named, list) else [single]
     if ids == [None]:
         raise ModelError("the model names no end-of-sequence token, so sampling cannot stop.")
     return ids

@@ -286,9 +286,11 @@ def _lineage(path: Path) -> Iterator[Path]:
     """A recipe's file and those of the recipes that it starts from."""
     yield path
     for entry in (_read(path) or {}).get("defaults", []):
+        if not isinstance(entry, str) or entry in ("base", "_self_"):
+            continue
         beside = path.parent / f"{entry}.yaml"
-        parent = beside if beside.is_file() else recipe_files().get(str(entry))
-        if isinstance(entry, str) and entry != "base" and parent is not None:
+        parent = beside if beside.is_file() else recipe_files().get(entry)
+        if parent is not None:
             yield from _lineage(parent)
 
 

@@ -186,10 +186,16 @@ def test_a_gated_model_says_how_to_get_in(
     from huggingface_hub.errors import GatedRepoError
 
     def refuse(*_args: object, **_kwargs: object) -> None:
-        raise GatedRepoError("gated", response=httpx2.Response(403, request=httpx2.Request("GET", "https://x")))
+        raise GatedRepoError(
+            "gated", response=httpx2.Response(403, request=httpx2.Request("GET", "https://x"))
+        )
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    words = ["model=llama3_8b_instruct", "dataset=local", f"dataset.path={write_rows(pair_rows(9))}"]
+    words = [
+        "model=llama3_8b_instruct",
+        "dataset=local",
+        f"dataset.path={write_rows(pair_rows(9))}",
+    ]
     line = complaint(mallowspo("train", "recipe=quickstart", *words))
     assert "meta-llama/Meta-Llama-3-8B-Instruct is gated" in line
     assert "HF_TOKEN" in line

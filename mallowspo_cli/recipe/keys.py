@@ -1,0 +1,53 @@
+"""Every recipe key with its default and its meaning, read from the schema's own source."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+import omegaconf
+
+from mallowspo_cli.objectives.base import registered
+from mallowspo_cli.recipe.schema import Recipe
+
+
+def explained_keys() -> Iterator[tuple[str, str, str]]:
+    """(key, default, meaning) of every recipe key, in the recipe's order; objectives come last."""
+    yield from _fields_of(Recipe, "")
+    for name, cls in registered().items():
+        for key, default, meaning in _fields_of(cls, "objective."):
+            yield key, default, f"({name}) {meaning}"
+
+
+def _fields_of(cls: type, prefix: str) -> Iterator[tuple[str, str, str]]:
+    meanings = field_docs(cls)
+    for f in fields(cls):
+        inner = f.default_factory if f.default_factory is not MISSING else None
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from _fields_of(inner, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", _default(f), meanings.get(f.name, "")
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, in one line."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            found[statement.target.id] = " ".join(str(following.value.value).split())
+    return found
+
+
+def _default(field: "Field[Any]") -> str:
+    value = field.default
+    if value is MISSING or value == omegaconf.MISSING:
+        return "(choose)"
+    return "null" if value is None else str(getattr(value, "value", value))

@@ -1,0 +1,84 @@
+"""Every command and every Python block in the README and the docs runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Command, mallowspo  # noqa: F401 (a fixture)
+from tests.conftest import pair_rows
+
+ROOT = Path(__file__).parent.parent
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+# They set up an environment of their own; .ci/run does what they do.
+NOT_RUN_HERE = {"make quickstart", "make test"}
+
+SMALL = [
+    "train.max_steps=2",
+    "train.global_batch_size=2",
+    "train.precision=fp32",
+    "eval.kl_prompts=0",
+    "checkpoint.every=1",
+]
+"""Makes a documented training run one of seconds; its own words come first."""
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(path.name, text) for path in DOCS for text in pattern.findall(path.read_text())]
+
+
+def commands() -> list[str]:
+    lines = [line for _, text in blocks("sh") for line in text.splitlines()]
+    found = [line.partition(" #")[0].strip() for line in lines]
+    return list(dict.fromkeys(line for line in found if line))
+
+
+def tiny(words: list[str]) -> list[str]:
+    """The same command on the tiny model and a small file."""
+    data = ["dataset=local", "dataset.path=pairs.jsonl", "dataset.eval_size=4"]
+    named = {word.partition("=")[0] for word in words}
+    if words[0] in ("train", "cache-ref"):
+        kept = [w for w in words if not w.startswith(("model.source=", "dataset"))]
+        return [*kept, "model=tiny_random", *data, *SMALL]
+    if words[:2] == ["eval", "preferences"]:
+        kept = [w for w in words if not w.startswith("dataset")]
+        small = [w.replace("smollm2_135m", "tiny_random") for w in kept]
+        return [*small, *data, "train.precision=fp32"] if "reference" in named else kept
+    return words
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
+def test_every_documented_command_runs(
+    mallowspo: Command,  # noqa: F811
+    tmp_path: Path,
+    write_rows,
+) -> None:
+    write_rows(pair_rows(14))
+    ran = 0
+    for command in commands():
+        if command in NOT_RUN_HERE:
+            continue
+        program, *words = shlex.split(command)
+        assert program == "mallowspo", f"what is {command!r}?"
+        done = mallowspo(*tiny(words))
+        assert done.code == 0, f"{command}\n{done.err}"
+        ran += 1
+    assert ran >= 10
+    assert (tmp_path / "runs" / "quickstart" / "evaluations").is_dir()
+
+
+@pytest.mark.parametrize(("name", "code"), blocks("python"))
+def test_documented_python_runs(name: str, code: str) -> None:
+    exec(compile(code, name, "exec"), {})
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    for path in DOCS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
