@@ -174,6 +174,18 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path: Path, damage: str) -> None
     assert reopened(store).missing(ids(5)) == ids(5)
 
 
+def test_a_flipped_bit_is_never_read_as_another_number(tmp_path: Path) -> None:
+    store = new(tmp_path)
+    store.append(ids(5), rows(5))
+    (shard,) = store.path.glob("rows-*.parquet")
+    content = shard.read_bytes()
+    for place in range(0, len(content), 53):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        shard.write_bytes(damaged)
+        assert f"{shard} is damaged" in refusal(store.path)
+
+
 def test_a_shard_with_other_columns_is_refused(tmp_path: Path) -> None:
     import pyarrow as pa
 
