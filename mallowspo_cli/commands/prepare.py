@@ -26,10 +26,15 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     train: TokenizedPairs
     held_out: TokenizedPairs | None
+    train_read: int
+    """Training pairs in the data, before any were left out."""
 
 
-def prepare(recipe: Recipe) -> Prepared:
-    """Fetch the model's files, read the pairs and tokenise them, telling what was left out."""
+def prepare(recipe: Recipe, sample: int | None = None) -> Prepared:
+    """Fetch the model's files, read the pairs and tokenise them, telling what was left out.
+
+    With `sample`, only the first so many pairs of each split are tokenised.
+    """
     if world_size() > 1:
         raise MallowsPOError(
             f"{world_size()} processes were launched; this version trains in one. "
@@ -39,13 +44,14 @@ def prepare(recipe: Recipe) -> Prepared:
         transformers.utils.logging.disable_progress_bar()
     directory = model_directory(recipe.model)
     tokenizer = load_tokenizer(directory)
+    pairs = {split: load_pairs(recipe.dataset, split, recipe.seed) for split in ("train", "eval")}
     splits = {}
-    for split in ("train", "eval"):
-        pairs = load_pairs(recipe.dataset, split, recipe.seed)
-        splits[split] = tokenize_pairs(pairs, tokenizer, recipe.dataset) if pairs else None
+    for split, every in pairs.items():
+        chosen = every[:sample]
+        splits[split] = tokenize_pairs(chosen, tokenizer, recipe.dataset) if chosen else None
         if splits[split] is not None:
-            report_losses(split, len(pairs), splits[split])
-    return Prepared(directory, tokenizer, splits["train"], splits["eval"])
+            report_losses(split, len(chosen), splits[split])
+    return Prepared(directory, tokenizer, splits["train"], splits["eval"], len(pairs["train"]))
 
 
 def report_losses(split: str, read: int, tokenized: TokenizedPairs) -> None:

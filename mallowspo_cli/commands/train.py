@@ -35,6 +35,9 @@ from mallowspo_cli.training.metrics import MetricsFile, read_metrics
 from mallowspo_cli.training.optim import build_optimizer
 from mallowspo_cli.training.run_directory import claim, environment
 
+DRY_RUN_PAIRS = 200
+"""Pairs of each split that a dry run tokenises."""
+
 
 def run(name: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
     """Train recipe `name`; see `mallowspo train --help`."""
@@ -249,12 +252,14 @@ def _peak_memory_gib() -> float:
 
 
 def _dry_run(loaded: LoadedRecipe) -> None:
-    """Everything short of the model: compose, tokenise, show a pair and what would run."""
+    """Everything short of the model: compose, tokenise a sample, show a pair and what would run."""
     recipe = loaded.recipe
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, sample=DRY_RUN_PAIRS)
     print_pair(prepared.train[0], prepared.tokenizer)
-    steps = total_steps(recipe, len(prepared.train))
+    kept = len(prepared.train) / min(DRY_RUN_PAIRS, prepared.train_read)
+    usable = round(kept * prepared.train_read)
     log.info(
-        "would train %d steps of %d pairs with %s and write %s",
-        *(steps, recipe.train.global_batch_size, recipe.objective, recipe.output_dir),
+        "would train %d steps of %d pairs (of about %d) with %s and write %s",
+        *(total_steps(recipe, usable), recipe.train.global_batch_size, usable),
+        *(recipe.objective, recipe.output_dir),
     )

@@ -45,7 +45,7 @@ def load_model(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> 
         for key in vars(config):
             if ("dropout" in key or "pdrop" in key) and isinstance(getattr(config, key), float):
                 setattr(config, key, 0.0)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             directory,
             config=config,
             dtype=dtype,
@@ -91,7 +91,7 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
     _check_targets(model, names)
     options = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
         target_modules=modules if names == ["all-linear"] else names,
         task_type="CAUSAL_LM",

@@ -130,9 +130,9 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     for attribute in ("hf_quantizer", "quantization_method"):
         if hasattr(model, attribute):
             delattr(model, attribute)
-    model.is_quantized = False
+    model.is_quantized = False  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        delattr(model.config, "quantization_config")
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

@@ -17,7 +17,7 @@ def build_tiny_llama(target: Path) -> None:
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = build_byte_tokenizer()
-    begin, end, pad = (tokenizer.convert_tokens_to_ids(t) for t in SPECIAL_TOKENS[:3])
+    begin, end, pad = (tokenizer.get_vocab()[token] for token in SPECIAL_TOKENS[:3])
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -30,7 +30,7 @@ def build_tiny_llama(target: Path) -> None:
         bos_token_id=begin,
         eos_token_id=end,
         pad_token_id=pad,
-        # Larger than usual, so that random weights give distributions that are far from uniform.
+        # Larger than usual, so that the entropy is clearly below that of a uniform distribution.
         initializer_range=0.15,
     )
     with torch.random.fork_rng(devices=[]):

@@ -59,9 +59,9 @@ def collate(pairs: Sequence[TokenizedPair], pad_id: int = 0) -> PairBatch:
     counts = torch.tensor([len(response) for _, response in rows])
     return PairBatch(
         pair_ids=[pair.pair_id for pair in pairs],
-        input_ids=torch.from_numpy(input_ids),
+        input_ids=torch.as_tensor(input_ids),
         position_ids=torch.arange(width).expand(len(rows), width),
-        source_index=torch.from_numpy(np.concatenate(sources)),
-        target_ids=torch.from_numpy(np.concatenate([r for _, r in rows]).astype(np.int64)),
+        source_index=torch.as_tensor(np.concatenate(sources)),
+        target_ids=torch.as_tensor(np.concatenate([r for _, r in rows]).astype(np.int64)),
         response_index=torch.repeat_interleave(torch.arange(len(rows)), counts),
     )

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import io
 import os
 import re
 import warnings
@@ -220,8 +219,7 @@ def _compose(path: Path, overrides: list[str], where: str = "") -> DictConfig:
     others = [f"file://{d}" for d in recipe_directories() if d != path.parent]
     search = f"hydra.searchpath=[{','.join(repr(o) for o in others)}]"
     try:
-        # Hydra prints the search path to stderr when a config is missing; our message says it all.
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             return compose(config_name=path.stem, overrides=[search, *overrides])
     except yaml.YAMLError as error:

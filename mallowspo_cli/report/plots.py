@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 Lines = list[dict[str, Any]]
 
-TRAIN, HELD_OUT, BAND = "#4c72b0", "#c44e52", 0.2
+TRAIN, HELD_OUT = "#4c72b0", "#c44e52"
 TERCILES = ("low_dispersion", "middle_dispersion", "high_dispersion")
 
 
@@ -53,7 +53,7 @@ def _curve(axes: Axes, train: Lines, held_out: Lines, key: str, label: str) -> N
     if held_out:
         steps = [line["step"] for line in held_out]
         values = [line[f"eval/{key}"] for line in held_out]
-        axes.plot(steps, values, color=HELD_OUT, marker="o", label="held out")
+        axes.plot(steps, values, color=HELD_OUT, marker="o", linestyle=":", label="held out")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(label)
     axes.legend(frameon=False)
@@ -61,10 +61,9 @@ def _curve(axes: Axes, train: Lines, held_out: Lines, key: str, label: str) -> N
 
 def _accuracy(axes: Axes, train: Lines, held_out: Lines) -> None:
     _curve(axes, train, held_out, "rewards/accuracies", "implicit-reward accuracy")
-    steps = [line["step"] for line in held_out]
-    low = [line["eval/rewards/accuracies_low"] for line in held_out]
-    high = [line["eval/rewards/accuracies_high"] for line in held_out]
-    axes.fill_between(steps, low, high, color=HELD_OUT, alpha=BAND, linewidth=0)
+    for line in held_out:
+        low, high = line["eval/rewards/accuracies_low"], line["eval/rewards/accuracies_high"]
+        axes.vlines(line["step"], low, high, color=HELD_OUT)
     axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
     axes.set_ylim(0, 1)
 
