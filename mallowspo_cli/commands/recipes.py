@@ -8,15 +8,15 @@ from rich.table import Table
 
 from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.objectives.base import registered
-from mallowspo_cli.recipe.keys import explained_keys
-from mallowspo_cli.recipe.load import (
+from mallowspo_cli.recipe.find import (
     GROUPS,
-    load_recipe,
     nearest,
     option_files,
     recipe_directories,
     recipe_files,
 )
+from mallowspo_cli.recipe.keys import explained_keys
+from mallowspo_cli.recipe.load import load_recipe
 
 
 def list_recipes() -> None:

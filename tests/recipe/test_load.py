@@ -14,16 +14,15 @@ from mallowspo_cli.objectives import registered
 from mallowspo_cli.objectives.dpo import DPO
 from mallowspo_cli.objectives.ipo import IPO
 from mallowspo_cli.objectives.mallows import MallowsPhi
-from mallowspo_cli.recipe.load import (
+from mallowspo_cli.recipe.find import (
     GROUPS,
     find_recipe,
-    load_base,
-    load_recipe,
     option_files,
     option_names,
     recipe_files,
     shipped_recipes,
 )
+from mallowspo_cli.recipe.load import load_base, load_recipe
 from mallowspo_cli.recipe.schema import Precision, Recipe
 
 SHIPPED = sorted(p.stem for p in shipped_recipes().glob("*.yaml") if p.stem != "base")
