@@ -24,7 +24,6 @@ from mallowspo_cli.objectives.base import registered
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 from mallowspo_cli.recipe.schema import Precision, Recipe
 from mallowspo_cli.reference.fingerprint import fingerprint
-from mallowspo_cli.reference.store import ReferenceStore
 from mallowspo_cli.reference.terms import Reference
 from mallowspo_cli.report.model_card import model_card
 from mallowspo_cli.report.run_report import write_report
@@ -33,7 +32,7 @@ from mallowspo_cli.training.checkpoint import TrainState, load_checkpoint, whole
 from mallowspo_cli.training.loop import Run, fit, total_steps
 from mallowspo_cli.training.metrics import MetricsFile, read_metrics
 from mallowspo_cli.training.optim import build_optimizer
-from mallowspo_cli.training.run_directory import claim, environment
+from mallowspo_cli.training.run_directory import check_directory, claim, environment
 
 DRY_RUN_PAIRS = 200
 """Pairs of each split that a dry run tokenises."""
@@ -48,7 +47,7 @@ def run(name: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
     if dry_run:
         _dry_run(loaded)
         return
-    if claim(directory, loaded, resume):
+    if check_directory(directory, loaded, resume):
         log.info("%s is finished; these are its results", directory)
         print_results(json.loads((directory / "results.json").read_text()))
         return
@@ -61,7 +60,10 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     recipe = loaded.recipe
     prepared = prepare(recipe)
     steps = total_steps(recipe, len(prepared.train))
-    reference = _reference(recipe, prepared, directory)
+    reference = _reference(recipe, prepared)
+    claim(directory, loaded)
+    if reference is not None:
+        write_json(directory / "dispersion.json", _dispersion_file(recipe, prepared, reference))
     set_seed(recipe.seed)
     accelerator = _accelerator(recipe, directory)
     policy = load_policy(
@@ -100,7 +102,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     accelerator.end_training()
 
 
-def _reference(recipe: Recipe, prepared: Prepared, directory: Path) -> Reference | None:
+def _reference(recipe: Recipe, prepared: Prepared) -> Reference | None:
     """What the objective needs of the reference; None where it needs nothing."""
     objective = recipe.objective
     if not (objective.needs_reference or objective.needs_dispersion):
@@ -115,13 +117,10 @@ def _reference(recipe: Recipe, prepared: Prepared, directory: Path) -> Reference
         *(summary.mode, summary.scale, summary.weight_mean, summary.weight_min),
         *(summary.weight_max, summary.clamped),
     )
-    write_json(directory / "dispersion.json", _dispersion_file(recipe, prepared, reference, store))
     return reference
 
 
-def _dispersion_file(
-    recipe: Recipe, prepared: Prepared, reference: Reference, store: ReferenceStore
-) -> dict[str, Any]:
+def _dispersion_file(recipe: Recipe, prepared: Prepared, reference: Reference) -> dict[str, Any]:
     weights = reference.weights(prepared.train.pair_ids).double()
     quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
     found = torch.quantile(weights, torch.tensor(quantiles, dtype=weights.dtype)).tolist()
@@ -130,7 +129,7 @@ def _dispersion_file(
     return {
         **asdict(reference.summary),
         "fingerprint": marks.key(),
-        "store": str(store.path),
+        "store": str(reference.store.path),
         "quantiles": {str(q): v for q, v in zip(quantiles, found, strict=True)},
         "histogram": {"edges": edges.tolist(), "counts": counts.int().tolist()},
     }

@@ -20,21 +20,28 @@ FREE_KEYS = ("log", "checkpoint", "reference", "output_dir", "train.pack_tokens"
 """Keys that a resumed run may change: they leave the numbers alone."""
 
 
-def claim(directory: Path, loaded: LoadedRecipe, resume: bool) -> bool:
-    """Make `directory` this run's own; returns whether it holds a finished run already.
+def check_directory(directory: Path, loaded: LoadedRecipe, resume: bool) -> bool:
+    """Make sure that `directory` is free or this run's own; returns whether its run is finished.
 
     Raises:
-        CheckpointError: it is another run's, is not a run at all, or cannot be written.
+        CheckpointError: it is another run's, or is not a run at all.
+        MallowsPOError: it cannot be written.
     """
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file. Give another place: output_dir=...")
     if directory.exists() and any(directory.iterdir()):
         _check_owner(directory, loaded, resume)
         if (directory / "results.json").is_file():
             return True
     make_directory(directory, "the run")
+    return False
+
+
+def claim(directory: Path, loaded: LoadedRecipe) -> None:
+    """Write what the run is. Until then nothing stands in the way of a mended command."""
     write_text(directory / "recipe.yaml", loaded.to_yaml())
     write_text(directory / "overrides.yaml", yaml.safe_dump(loaded.overrides))
     write_json(directory / "environment.json", environment())
-    return False
 
 
 def environment() -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_a_wrong_word_is_named_with_the_way_out(
 ) -> None:
     before = sorted(tmp_path.iterdir())
     assert expected in complaint(mallowspo("train", *tiny_words, *words))
-    left = [p for p in tmp_path.iterdir() if p not in before and p.name != "runs"]
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and p not in before]
     assert left == []
 
 
@@ -92,6 +92,14 @@ def test_another_runs_directory_is_never_overwritten(
     line = complaint(mallowspo("train", *tiny_words, "--resume", "seed=9"))
     assert "seed was 0, is 9" in line
     assert (tmp_path / "runs" / "tiny" / "recipe.yaml").read_bytes() == recipe
+
+
+def test_a_failed_start_does_not_stand_in_the_way_of_the_mended_command(
+    mallowspo: Command, tiny_words: list[str]
+) -> None:
+    complaint(mallowspo("train", *tiny_words, "dataset.path=missing.jsonl"))
+    complaint(mallowspo("train", *tiny_words, "train.global_batch_size=1000"))
+    assert mallowspo("train", *tiny_words, "train.max_steps=1").code == 0
 
 
 def test_a_directory_that_is_no_run_is_left_alone(
