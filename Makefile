@@ -8,7 +8,7 @@ SHELL := /bin/bash
 help:
 	@echo "make quickstart   train a real 135M model on real preferences (about 10 minutes on 2 cores)"
 	@echo "make test         the whole test suite"
-	@echo "make check        lint, types, tests and wheel, as .ci/run does"
+	@echo "make check        lint, types, tests and wheel"
 	@echo "make clean        remove .venv and runs/quickstart"
 
 # Made anew when what it is made from changed.
@@ -16,14 +16,14 @@ help:
 	@echo "==> setting up .venv with $$($(PYTHON) --version) (1.6 GB, some minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 quickstart: .venv/ready
 	@echo "==> mallowspo train recipe=quickstart"
 	@if [ -f runs/quickstart/recipe.yaml ]; then \
-	  echo "runs/quickstart is there already: going on with it (make clean starts afresh)"; fi
+	  echo "runs/quickstart is there already: going on with it (rm -r runs/quickstart starts afresh)"; fi
 	@$(BIN)/mallowspo train recipe=quickstart --resume
 
 test: .venv/ready

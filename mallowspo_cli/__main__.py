@@ -1,5 +1,6 @@
 """The `mallowspo` command. Imports nothing heavy: each verb loads what it needs when it runs."""
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,7 @@ def preferences(words: Sequence[str]) -> None:
     \b
     eval.limit=N      evaluate on the first N held-out pairs
     eval.output=FILE  write the numbers as JSON (for a run: runs/NAME/evaluations/ as well)
+    KEY=VALUE         any other recipe key; for a run, its own dataset, objective and scale stay
     """
     _verb("eval_preferences").run(list(words))
 
@@ -193,6 +195,11 @@ def main() -> None:
 
         if is_main():
             click.echo(f"mallowspo: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        click.echo(f"mallowspo: {error.strerror}: {error.filename or 'a file'}.", err=True)
         sys.exit(2)
 
 

@@ -19,6 +19,8 @@ from mallowspo_cli.errors import DataError
 
 LOWEST: Final = 1e-6
 HIGHEST: Final = 1 - 1e-6
+SHUFFLE_STREAM: Final = 0x5EED
+"""Added to the seed of the shuffled control."""
 
 
 def normalised_entropy(
@@ -85,7 +87,9 @@ def constant(values: Tensor) -> Tensor:
 
 def shuffled(values: Tensor, seed: int) -> Tensor:
     """Control: the same weights on other pairs, (N,). Shuffle the whole split, not a batch."""
-    order = torch.randperm(values.shape[0], generator=torch.Generator().manual_seed(seed))
+    # Another stream than the data order's, which would pair weights and positions.
+    generator = torch.Generator().manual_seed(seed + SHUFFLE_STREAM)
+    order = torch.randperm(values.shape[0], generator=generator)
     return values[order.to(values.device)]
 
 

@@ -21,7 +21,7 @@ def rank() -> int:
 
 def world_size() -> int:
     """Number of processes in the launch, 1 when this one runs alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
 
 
 def is_main() -> bool:

@@ -13,7 +13,7 @@ What it does, in order:
 4. splits by prompt into train.jsonl and eval.jsonl, and records model, sampling, seed and scorer in
    about.json.
 
-It takes about 15 minutes on 2 cores. The same seed on the same machine and libraries gives the same
+The same seed on the same machine and libraries gives the same
 files; other hardware may sample other responses.
 """
 

@@ -12,7 +12,7 @@ from tests.conftest import pair_rows
 ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-# They set up an environment of their own; .ci/run does what they do.
+# They set up an environment of their own; .ci/run runs `make test` and a short quickstart.
 NOT_RUN_HERE = {"make quickstart", "make test"}
 
 SMALL = [

@@ -1,18 +1,18 @@
 """`mallowspo doctor`: is this machine ready, and what mends it if not."""
 
 import importlib.metadata
-import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
 from mallowspo_cli.errors import MallowsPOError
 from mallowspo_cli.files import cache_directory, make_directory
 
-REQUIRED = ("torch", "transformers", "datasets", "accelerate", "hydra-core", "omegaconf", "gguf")
 OPTIONAL = {
     "peft": ("LoRA adapters", "lora"),
     "deepspeed": ("ZeRO training on several GPUs", "deepspeed"),
@@ -51,16 +51,16 @@ def _versions() -> Iterator[Finding]:
     yield Finding("ok", f"mallowspo {_version('mallowspo') or '(not installed)'}")
     level = "ok" if sys.version_info >= (3, 11) else "fail"
     yield Finding(level, f"Python {platform.python_version()} on {platform.platform()}")
-    for package in REQUIRED:
+    for package in _required():
         version = _version(package)
         if version is None:
-            yield Finding("fail", f"{package} is missing: pip install mallowspo")
+            yield Finding("fail", f"{package} is missing: {_install('')}")
         else:
             yield Finding("ok", f"{package} {version}")
     for package, (use, extra) in OPTIONAL.items():
         version = _version(package)
         if version is None:
-            hint = f"{package} is missing ({use} only): pip install 'mallowspo[{extra}]'"
+            hint = f"{package} is missing ({use} only): {_install(f'[{extra}]')}"
             yield Finding("note", hint)
         else:
             yield Finding("ok", f"{package} {version}")
@@ -96,12 +96,33 @@ def _places() -> Iterator[Finding]:
         from huggingface_hub import constants, get_token
     except ImportError:
         return
-    hub = os.path.expanduser(constants.HF_HUB_CACHE)
-    yield Finding("ok", f"hub cache {hub}{' (offline)' if constants.is_offline_mode() else ''}")
+    hub = Path(constants.HF_HUB_CACHE).expanduser()
+    offline = " (HF_HUB_OFFLINE is set)" if constants.is_offline_mode() else ""
+    try:
+        make_directory(hub, "the hub cache")
+        yield Finding("ok", f"hub cache {hub} is writable{offline}")
+    except MallowsPOError as error:
+        yield Finding("fail", f"{error} Set HF_HOME to a writable directory.")
     if get_token() is None:
         yield Finding("note", "no hub token (gated models only): hf auth login, or set HF_TOKEN")
     else:
         yield Finding("ok", "a hub token is set")
+
+
+def _required() -> list[str]:
+    """Names of the packages that every run needs."""
+    wanted = importlib.metadata.requires("mallowspo") or []
+    return [
+        re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in wanted if "extra" not in line
+    ]
+
+
+def _install(extra: str) -> str:
+    """The command that installs what is missing, in a checkout or out of one."""
+    checkout = Path(__file__).parent.parent.parent
+    if (checkout / "constraints.txt").is_file():
+        return f"pip install -c constraints.txt -e '.{extra}'  (in {checkout})"
+    return f"pip install 'mallowspo{extra}'"
 
 
 def _version(package: str) -> str | None:

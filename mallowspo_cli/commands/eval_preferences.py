@@ -20,7 +20,7 @@ from mallowspo_cli.errors import EvalError, RecipeError
 from mallowspo_cli.evaluation.preference import evaluate_preferences
 from mallowspo_cli.files import make_directory, write_json
 from mallowspo_cli.models.load import TORCH_DTYPES, load_model, model_directory
-from mallowspo_cli.objectives.base import PairScores
+from mallowspo_cli.objectives.base import PairScores, objective_name
 from mallowspo_cli.packing.layout import PairBatch
 from mallowspo_cli.recipe.find import option_names
 from mallowspo_cli.recipe.load import load_base, load_recipe
@@ -59,9 +59,10 @@ def run(words: list[str]) -> None:
             f"{subject.recipe.dataset.path} has no held-out pairs. Name a split "
             "(dataset.eval_split=NAME), or take some out (dataset.eval_size=100)."
         )
-    results = evaluate(subject, prepared, limit)
+    places = _outputs(subject, own.get("eval.output"))
+    results = {"overrides": overrides, "limit": limit, **evaluate(subject, prepared, limit)}
     print_preferences(results)
-    for place in _outputs(subject, own.get("eval.output")):
+    for place in places:
         write_json(place, results)
         log.info("wrote %s", place)
 
@@ -86,7 +87,7 @@ def evaluate(subject: Subject, prepared: Prepared, limit: int | None) -> dict[st
         "model": str(subject.run or subject.policy.source),
         "reference": recipe.model.source if reference is not None else None,
         "dataset": recipe.dataset.path,
-        "objective": type(recipe.objective).__name__,
+        "objective": objective_name(recipe.objective),
         "dispersion_scale": reference.scale if reference is not None else None,
         **report.as_dict(),
     }
@@ -133,13 +134,16 @@ def _run_subject(directory: Path, overrides: list[str]) -> Subject:
             f"the run in {directory} is not finished. Go on with it: mallowspo train "
             f"recipe={directory / 'recipe.yaml'} --resume"
         )
-    fresh = [word for word in overrides if re.match(r"\+{0,2}dataset=", word)]
-    loaded = load_recipe(str(directory / "recipe.yaml"), [] if fresh else overrides)
-    recipe = loaded.recipe
+    if any(word.startswith("dispersion.scale=") for word in overrides):
+        raise EvalError(f"{directory} is a run, which has its own dispersion.scale; leave it out.")
+    data = [word for word in overrides if re.match(r"\+{0,2}dataset[=.]", word)]
+    fresh = any(word.partition("=")[0].endswith("dataset") for word in data)
+    kept = [word for word in overrides if not (fresh and word in data)]
+    recipe = load_recipe(str(directory / "recipe.yaml"), kept).recipe
     if fresh:
         # A new dataset starts from its own file: nothing of the run's dataset node stays.
         source = json.dumps(recipe.model.source)
-        base = load_base([f"model.source={source}", "objective=dpo", *overrides]).recipe
+        base = load_base([f"model.source={source}", "objective=dpo", *data]).recipe
         recipe = replace(recipe, dataset=base.dataset)
     file = directory / "dispersion.json"
     scale = float(json.loads(file.read_text())["scale"]) if file.is_file() else None
@@ -182,7 +186,9 @@ def _reference(subject: Subject, prepared: Prepared, device: torch.device) -> Re
     if not (objective.needs_reference or objective.needs_dispersion):
         return None
     assert prepared.held_out is not None
-    fit_scale = subject.scale is None and recipe.dispersion.scale == "auto"
+    fit_scale = (
+        objective.needs_dispersion and subject.scale is None and recipe.dispersion.scale == "auto"
+    )
     fitted = prepared.train if fit_scale else prepared.held_out
     held_out = prepared.held_out
     store = complete(recipe, prepared.directory, [*held_out, *fitted], device)
@@ -199,6 +205,8 @@ def _outputs(subject: Subject, named: str | None) -> list[Path]:
         directory = make_directory(subject.run / "evaluations", "the evaluation")
         places.append(directory / f"preferences_{data}.json")
     if named is not None:
+        if Path(named).is_dir():
+            raise EvalError(f"eval.output={named} is a directory; expected a file's name.")
         make_directory(Path(named).parent, "the evaluation")
         places.append(Path(named))
     return places

@@ -44,7 +44,7 @@ def prepare(recipe: Recipe, sample: int | None = None) -> Prepared:
         transformers.utils.logging.disable_progress_bar()
     directory = model_directory(recipe.model)
     tokenizer = load_tokenizer(directory)
-    pairs = {split: load_pairs(recipe.dataset, split, recipe.seed) for split in ("train", "eval")}
+    pairs = {split: load_pairs(recipe.dataset, split) for split in ("train", "eval")}
     splits = {}
     for split, every in pairs.items():
         chosen = every[:sample]
@@ -62,9 +62,15 @@ def report_losses(split: str, read: int, tokenized: TokenizedPairs) -> None:
 
 
 def filled_store(recipe: Recipe, prepared: Prepared, device: torch.device) -> ReferenceStore:
-    """The reference store, with a row for every pair of the recipe."""
-    pairs = [*prepared.train, *(prepared.held_out or ())]
-    return complete(recipe, prepared.directory, pairs, device)
+    """The reference store, with a row for every pair of the recipe.
+
+    Split by split: evaluation then packs the held-out pairs as the pass did, so that a policy equal
+    to its reference has margins of exactly 0 on them.
+    """
+    store = complete(recipe, prepared.directory, prepared.train, device)
+    if prepared.held_out is None:
+        return store
+    return complete(recipe, prepared.directory, prepared.held_out, device)
 
 
 def complete(

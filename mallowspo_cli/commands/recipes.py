@@ -42,7 +42,7 @@ def show(name: str, overrides: list[str]) -> None:
 
 
 def path(file: str) -> None:
-    """Print the path of a recipe, option or launcher file."""
+    """Print the path of a recipe or option file."""
     wanted = file if file.endswith(".yaml") else f"{file}.yaml"
     for directory in recipe_directories():
         if (directory / wanted).is_file():

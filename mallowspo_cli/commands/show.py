@@ -13,13 +13,14 @@ from mallowspo_cli.report.run_report import result_rows
 
 def print_results(results: dict[str, Any]) -> None:
     """The table at the end of a run, and where things lie."""
-    table = Table(title=f"{results['name']}: {results['objective']}, {results['pairs']} pairs")
+    title = f"{results['name']}: {results['objective']}, {results['pairs_seen']} pairs"
+    table = Table(title=Text(title))
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     for row in result_rows(results):
         table.add_row(*row)
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     out.print(table)
     out.print(f"model:  {results['model']}", soft_wrap=True)
     out.print(f"report: {results['report']}", soft_wrap=True)
@@ -27,7 +28,7 @@ def print_results(results: dict[str, Any]) -> None:
 
 def print_preferences(results: dict[str, Any]) -> None:
     """The table of a held-out evaluation."""
-    table = Table(title=f"{results['model']} on {results['pairs']} held-out pairs")
+    table = Table(title=Text(f"{results['model']} on {results['pairs']} held-out pairs"))
     table.add_column("")
     table.add_column("value", justify="right")
     low, high = results["accuracy_low"], results["accuracy_high"]
@@ -41,12 +42,12 @@ def print_preferences(results: dict[str, Any]) -> None:
             f"{tercile.replace('_', ' ')} (w = {values['weight_mean']:.2f})",
             f"accuracy {values['accuracy']:.3f}, margin {values['margin']:.3f}",
         )
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)
 
 
 def print_pair(pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> None:
     """A pair as the model sees it: the prompt dim, what is trained bright."""
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     styles = {"prompt": "dim", "chosen": "green", "rejected": "red"}
     for part, style in styles.items():
         out.print(f"{part}:", style="bold")

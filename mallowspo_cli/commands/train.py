@@ -1,9 +1,10 @@
 """`mallowspo train`: the main job."""
 
+import hashlib
+import importlib.util
 import json
 import resource
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +21,9 @@ from mallowspo_cli.errors import MallowsPOError, TrainingError
 from mallowspo_cli.evaluation.generate import SequenceKL, sample_pairs, sequence_kl
 from mallowspo_cli.files import whole_directory, write_json, write_text
 from mallowspo_cli.models.load import load_model, load_policy
-from mallowspo_cli.objectives.base import registered
+from mallowspo_cli.objectives.base import objective_name
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 from mallowspo_cli.recipe.schema import Precision, Recipe
-from mallowspo_cli.reference.fingerprint import fingerprint
 from mallowspo_cli.reference.terms import Reference
 from mallowspo_cli.report.model_card import model_card
 from mallowspo_cli.report.run_report import write_report
@@ -32,7 +32,7 @@ from mallowspo_cli.training.checkpoint import TrainState, load_checkpoint, whole
 from mallowspo_cli.training.loop import Run, fit, total_steps
 from mallowspo_cli.training.metrics import MetricsFile, read_metrics
 from mallowspo_cli.training.optim import build_optimizer
-from mallowspo_cli.training.run_directory import check_directory, claim, environment
+from mallowspo_cli.training.run_directory import check_directory, claim, environment, locked
 
 DRY_RUN_PAIRS = 200
 """Pairs of each split that a dry run tokenises."""
@@ -47,28 +47,29 @@ def run(name: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
     if dry_run:
         _dry_run(loaded)
         return
-    if check_directory(directory, loaded, resume):
-        log.info("%s is finished; these are its results", directory)
-        print_results(json.loads((directory / "results.json").read_text()))
-        return
-    train(loaded, directory, resume)
+    with locked(directory):
+        if check_directory(directory, loaded, resume):
+            log.info("%s is finished; these are its results", directory)
+        else:
+            train(loaded, directory, resume)
     print_results(json.loads((directory / "results.json").read_text()))
 
 
 def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     """Prepare, train, evaluate and write everything that a run directory holds."""
     recipe = loaded.recipe
+    trackers = _trackers(recipe)
     prepared = prepare(recipe)
     steps = total_steps(recipe, len(prepared.train))
     reference = _reference(recipe, prepared)
-    claim(directory, loaded)
-    if reference is not None:
-        write_json(directory / "dispersion.json", _dispersion_file(recipe, prepared, reference))
-    set_seed(recipe.seed)
-    accelerator = _accelerator(recipe, directory)
     policy = load_policy(
         recipe.model, prepared.directory, recipe.train.activation_checkpointing, recipe.seed
     )
+    claim(directory, loaded, _data_file(prepared, reference))
+    if reference is not None:
+        write_json(directory / "dispersion.json", _dispersion_file(prepared, reference))
+    set_seed(recipe.seed)
+    accelerator = _accelerator(recipe, directory, trackers)
     scorer = PairScorer(policy)
     optimizer = build_optimizer(scorer, recipe.train)
     scorer, optimizer = accelerator.prepare(scorer, optimizer)
@@ -81,13 +82,13 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
         train_pairs=prepared.train,
         eval_pairs=prepared.held_out or (),
         metrics=MetricsFile(directory / "metrics.jsonl"),
+        total_steps=steps,
     )
     state = _starting_state(run, resume)
     log.info(
         "training: steps %d to %d of %d pairs each, in %s",
         *(state.step + 1, steps, recipe.train.global_batch_size, directory),
     )
-    start = time.monotonic()
     try:
         fit(run, recipe.objective, reference, state)
     except torch.OutOfMemoryError as error:
@@ -96,9 +97,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
             f"{recipe.train.pack_tokens}), or set train.activation_checkpointing=full; neither "
             "changes the result. Then go on with --resume."
         ) from error
-    seconds = time.monotonic() - start
-    kl = _kl(run, prepared)
-    _finish(run, loaded, prepared, kl, seconds)
+    _finish(run, loaded, prepared, _kl(run, prepared))
     accelerator.end_training()
 
 
@@ -120,32 +119,49 @@ def _reference(recipe: Recipe, prepared: Prepared) -> Reference | None:
     return reference
 
 
-def _dispersion_file(recipe: Recipe, prepared: Prepared, reference: Reference) -> dict[str, Any]:
+def _data_file(prepared: Prepared, reference: Reference | None) -> dict[str, Any]:
+    """What a resumed run has to find as it was."""
+    splits = {"train": prepared.train.pair_ids}
+    if prepared.held_out is not None:
+        splits["held_out"] = prepared.held_out.pair_ids
+    return {
+        **{f"{name}_pairs": len(ids) for name, ids in splits.items()},
+        **{
+            f"{name}_digest": hashlib.blake2b("".join(ids).encode(), digest_size=16).hexdigest()
+            for name, ids in splits.items()
+        },
+        "reference": reference.store.fingerprint.key() if reference is not None else None,
+        "dispersion_scale": reference.scale if reference is not None else None,
+    }
+
+
+def _dispersion_file(prepared: Prepared, reference: Reference) -> dict[str, Any]:
     weights = reference.weights(prepared.train.pair_ids).double()
     quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
     found = torch.quantile(weights, torch.tensor(quantiles, dtype=weights.dtype)).tolist()
     counts, edges = torch.histogram(weights, bins=60)
-    marks = fingerprint(prepared.directory, recipe.model, recipe.train.precision)
     return {
         **asdict(reference.summary),
-        "fingerprint": marks.key(),
+        "fingerprint": reference.store.fingerprint.key(),
         "store": str(reference.store.path),
         "quantiles": {str(q): v for q, v in zip(quantiles, found, strict=True)},
         "histogram": {"edges": edges.tolist(), "counts": counts.int().tolist()},
     }
 
 
-def _accelerator(recipe: Recipe, directory: Path) -> Accelerator:
-    trackers = [
-        n for n, on in (("wandb", recipe.log.wandb), ("tensorboard", recipe.log.tensorboard)) if on
-    ]
-    for package in trackers:
-        try:
-            __import__(package)
-        except ImportError as error:
+def _trackers(recipe: Recipe) -> list[str]:
+    """Names of the trackers that the recipe asks for, all of them installed."""
+    asked = {"wandb": recipe.log.wandb, "tensorboard": recipe.log.tensorboard}
+    found = [name for name, on in asked.items() if on]
+    for package in found:
+        if importlib.util.find_spec(package) is None:
             raise MallowsPOError(
                 f"log.{package}=true needs {package}: pip install 'mallowspo[{package}]'"
-            ) from error
+            )
+    return found
+
+
+def _accelerator(recipe: Recipe, directory: Path, trackers: list[str]) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision="bf16" if recipe.train.precision is Precision.bf16 else "no",
         log_with=list(trackers) or None,  # type: ignore[arg-type]
@@ -188,22 +204,22 @@ def _kl(run: Run, prepared: Prepared) -> SequenceKL | None:
     return sequence_kl(policy.eval(), reference, samples, device, config.kl_tokens)
 
 
-def _finish(
-    run: Run, loaded: LoadedRecipe, prepared: Prepared, kl: SequenceKL | None, seconds: float
-) -> None:
+def _finish(run: Run, loaded: LoadedRecipe, prepared: Prepared, kl: SequenceKL | None) -> None:
     directory, recipe = run.directory, run.recipe
     lines = read_metrics(run.metrics.path)
     evaluations = [line for line in lines if "eval/loss" in line]
     rates = [line["pairs_per_second"] for line in lines if "pairs_per_second" in line]
+    pairs_seen = run.total_steps * recipe.train.global_batch_size
+    pairs_per_second = len(rates) / sum(1 / rate for rate in rates)
     results = {
         "name": recipe.name,
-        "objective": next(n for n, c in registered().items() if type(recipe.objective) is c),
+        "objective": objective_name(recipe.objective),
         "model_source": recipe.model.source,
         "dataset_path": recipe.dataset.path,
         "steps": run.total_steps,
-        "pairs": run.total_steps * recipe.train.global_batch_size,
-        "seconds": seconds,
-        "pairs_per_second": len(rates) / sum(1 / rate for rate in rates),
+        "pairs_seen": pairs_seen,
+        "training_seconds": pairs_seen / pairs_per_second,
+        "pairs_per_second": pairs_per_second,
         "peak_memory_gib": _peak_memory_gib(),
         "before": next((line for line in evaluations if line["step"] == 0), None),
         "after": next((line for line in evaluations if line["step"] == run.total_steps), None),

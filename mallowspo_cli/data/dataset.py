@@ -3,11 +3,12 @@
 import glob
 import logging
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mallowspo_cli.data.formats import choose_format
-from mallowspo_cli.data.pairs import PreferencePair
+from mallowspo_cli.data.pairs import Message, PreferencePair
 from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import DataError
 from mallowspo_cli.recipe.schema import DatasetConfig
@@ -16,11 +17,16 @@ READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parque
 """File endings and the reader of `datasets` for each."""
 
 
-def load_pairs(config: DatasetConfig, split: str, seed: int = 0) -> list[PreferencePair]:
+HELD_OUT_SEED = 0
+"""Of the shuffle that picks held-out prompts. Not the recipe's: runs of another seed, and later
+evaluations, hold out the same pairs."""
+
+
+def load_pairs(config: DatasetConfig, split: str) -> list[PreferencePair]:
     """The pairs of `split`, which is "train" or "eval", in the data's order.
 
-    Without an eval split of its own, `eval_size` pairs at the end of a seeded shuffle of the
-    training split are held out.
+    Without an eval split of its own, whole prompts of the training split are held out until they
+    have `eval_size` pairs: pairs of one prompt never stand on both sides.
 
     Raises:
         DataError: nothing there, no rows, a row that is no pair; names the place.
@@ -35,15 +41,26 @@ def load_pairs(config: DatasetConfig, split: str, seed: int = 0) -> list[Prefere
     pairs = [to_pair(row, f"{name} row {index}") for index, row in enumerate(rows)]
     if config.eval_split is not None:
         return pairs
-    if config.eval_size >= len(pairs):
+    held_out = _held_out_prompts(pairs, config.eval_size)
+    return [pair for pair in pairs if (pair.prompt in held_out) == (split == "eval")]
+
+
+def _held_out_prompts(pairs: list[PreferencePair], eval_size: int) -> set[tuple[Message, ...]]:
+    """Prompts at the end of a shuffle that together have at least `eval_size` pairs."""
+    counts = Counter(pair.prompt for pair in pairs)
+    prompts = list(counts)
+    random.Random(HELD_OUT_SEED).shuffle(prompts)
+    held_out: set[tuple[Message, ...]] = set()
+    size = 0
+    while size < eval_size and prompts:
+        size += counts[prompts[-1]]
+        held_out.add(prompts.pop())
+    if not prompts:
         raise DataError(
-            f"dataset.eval_size={config.eval_size} leaves none of {len(pairs)} pairs to train on."
+            f"dataset.eval_size={eval_size} leaves none of {len(pairs)} pairs "
+            f"({len(counts)} prompts) to train on."
         )
-    order = list(range(len(pairs)))
-    random.Random(seed).shuffle(order)
-    cut = len(pairs) - config.eval_size
-    kept = sorted(order[:cut] if split == "train" else order[cut:])
-    return [pairs[index] for index in kept]
+    return held_out
 
 
 def _read(config: DatasetConfig, split: str) -> tuple[list[dict[str, Any]], str]:
@@ -58,7 +75,10 @@ def _read(config: DatasetConfig, split: str) -> tuple[list[dict[str, Any]], str]
             raise DataError(
                 f"{config.path} has no split '{split}': no {split}.jsonl, .json, .csv or .parquet."
             )
-        return _read_files(files[:1], files[0].name), files[0].name
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise DataError(f"{config.path} has {names}; expected one file for '{split}'.")
+        return _read_files(files, files[0].name), files[0].name
     found = [place] if place.is_file() else map(Path, glob.glob(str(place), recursive=True))
     if files := sorted(found):
         # The training file would be its own held-out set.

@@ -1,5 +1,6 @@
 """Layouts of preference data: one function turns a raw row into a PreferencePair."""
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,8 @@ def choose_format(name: str, row: Row, where: str) -> Format:
     if name != "auto":
         if name not in _FORMATS:
             raise DataError(
-                f"dataset.format={name} is not known. Choices: {', '.join(format_names())}."
+                f"dataset.format={name} is not known.{_nearest(name)} "
+                f"Choices: {', '.join(format_names())}."
             )
         return _FORMATS[name]
     for key, detect in _DETECTORS.items():
@@ -48,6 +50,11 @@ def choose_format(name: str, row: Row, where: str) -> Format:
         f"{where}: cannot tell the layout from the columns {', '.join(sorted(row))}. "
         "Expected prompt, chosen and rejected; name it with dataset.format=..."
     )
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, format_names(), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 @register_format("trl", lambda row: {"chosen", "rejected"} <= set(row))
@@ -74,7 +81,12 @@ def trl(row: Row, where: str) -> PreferencePair:
     if not history or max(len(good), len(bad)) > 1:
         if good[:-1] != bad[:-1]:
             raise DataError(f"{where}: chosen and rejected do not continue the same conversation.")
-        if history and history[-1].content.strip() not in {m.content.strip() for m in good[:-1]}:
+        repeated = [(m.role, m.content.strip()) for m in good[:-1]]
+        turns = [(m.role, m.content.strip()) for m in history]
+        if len(turns) > len(repeated) and turns[len(turns) - len(repeated) :] == repeated:
+            # The prompt has more, such as a system turn.
+            return _pair(history, good[-1], bad[-1], where)
+        if turns and repeated[len(repeated) - len(turns) :] != turns:
             raise DataError(
                 f"{where}: chosen and rejected hold {len(good)} messages, but not the prompt. "
                 "Put every turn but the last into the prompt, or leave the prompt out."

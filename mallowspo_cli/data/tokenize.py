@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from mallowspo_cli.data.pairs import Message, PreferencePair
+from mallowspo_cli.distributed import progress
 from mallowspo_cli.errors import DataError
 from mallowspo_cli.recipe.schema import DatasetConfig, Truncation
 
@@ -74,21 +75,30 @@ def tokenize_pairs(
             "in a local copy of the model."
         )
     kept, losses = [], Counter[str]()
-    for pair in pairs:
-        prompt, chosen = split_response(pair.prompt, pair.chosen, tokenizer, pair.row)
-        same, rejected = split_response(pair.prompt, pair.rejected, tokenizer, pair.row)
-        if not np.array_equal(prompt, same):
-            raise DataError(
-                f"{pair.row}: the prompt's tokens depend on the response: "
-                f"{_show(tokenizer, prompt)} against {_show(tokenizer, same)}."
-            )
-        fitted = _fit(prompt, chosen, rejected, config, losses)
-        if fitted is not None:
-            kept.append(TokenizedPair(pair_id(*fitted), *fitted))
+    with progress("tokenising", len(pairs), "pairs") as advance:
+        for pair in pairs:
+            fitted = _fit(*_split_pair(pair, tokenizer), config, losses)
+            if fitted is not None:
+                kept.append(TokenizedPair(pair_id(*fitted), *fitted))
+            advance(1)
     if not kept:
         causes = ", ".join(f"{n} {cause}" for cause, n in losses.items()) or "there were none"
         raise DataError(f"no pair is left to score: {causes}.")
     return TokenizedPairs(kept, losses)
+
+
+def _split_pair(
+    pair: PreferencePair, tokenizer: PreTrainedTokenizerBase
+) -> tuple[TokenIds, TokenIds, TokenIds]:
+    """Token ids of the prompt, the chosen and the rejected response."""
+    prompt, chosen = split_response(pair.prompt, pair.chosen, tokenizer, pair.row)
+    same, rejected = split_response(pair.prompt, pair.rejected, tokenizer, pair.row)
+    if not np.array_equal(prompt, same):
+        raise DataError(
+            f"{pair.row}: the prompt's tokens depend on the response: "
+            f"{_show(tokenizer, prompt)} against {_show(tokenizer, same)}."
+        )
+    return prompt, chosen, rejected
 
 
 def split_response(

@@ -22,7 +22,7 @@ BATCH_PROMPTS = 8
 
 @dataclass(frozen=True)
 class SequenceKL:
-    """KL(policy || reference) of whole responses, in nats, estimated on the policy's samples."""
+    """KL(policy || reference) in nats, on the policy's samples of at most `max_tokens`."""
 
     mean: float
     low: float

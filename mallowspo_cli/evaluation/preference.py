@@ -39,7 +39,8 @@ class PreferenceReport:
     displacement: float | None
     """Share of pairs whose chosen log-prob lies below the reference's; None without a reference."""
     by_dispersion: dict[str, dict[str, float]]
-    """Accuracy, margin, mean weight and pairs of each third by w; empty without a dispersion."""
+    """For each third by the estimated w: accuracy, margin, the means above, mean w and pairs; empty
+    without a reference."""
 
     def metrics(self) -> dict[str, Any]:
         """The report under the names of metrics.jsonl, with `eval/` in front."""
@@ -106,7 +107,8 @@ def evaluate_preferences(
             advance(len(members))
     columns = {k: torch.cat([r[k] for r in rows]).double().cpu() for k in rows[0]}
     columns = {k: v[torch.argsort(torch.tensor(order))] for k, v in columns.items()}
-    weights = reference.weights([p.pair_id for p in pairs]) if reference is not None else None
+    # By the estimate in every mode, so that a control and a treatment have the same strata.
+    weights = reference.estimates([p.pair_id for p in pairs]) if reference is not None else None
     return _summarise(columns, [_prompt_key(p) for p in pairs], weights)
 
 
@@ -130,21 +132,26 @@ def _summarise(
         accuracy_high=high,
         margin=float(margins.mean()),
         displacement=None if displacement != displacement else displacement,
-        by_dispersion=_by_tercile(margins, wins, weights) if weights is not None else {},
+        by_dispersion=_by_tercile(columns, weights) if weights is not None else {},
         **means,
     )
 
 
-def _by_tercile(margins: Tensor, wins: Tensor, weights: Tensor) -> dict[str, dict[str, float]]:
+def _by_tercile(columns: dict[str, Tensor], weights: Tensor) -> dict[str, dict[str, float]]:
     if bool((weights == weights[0]).all()):
         return {}
     # A low weight is a high dispersion.
     third = 2 - dispersion.terciles(weights)
+    margins = columns["chosen_reward"] - columns["rejected_reward"]
+    values = {
+        "accuracy": win_indicator(margins),
+        "margin": margins,
+        **columns,
+        "weight_mean": weights,
+    }
     return {
         name: {
-            "accuracy": float(wins[third == index].mean()),
-            "margin": float(margins[third == index].mean()),
-            "weight_mean": float(weights[third == index].mean()),
+            **{key: float(value[third == index].mean()) for key, value in values.items()},
             "pairs": int((third == index).sum()),
         }
         for index, name in enumerate(TERCILES)

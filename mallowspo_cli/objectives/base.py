@@ -147,6 +147,11 @@ def registered() -> dict[str, type[Objective]]:
     return dict(sorted(_objectives.items()))
 
 
+def objective_name(objective: Objective) -> str:
+    """The name under which an objective's class is registered."""
+    return next(name for name, cls in registered().items() if type(objective) is cls)
+
+
 Choice = TypeVar("Choice", bound=Enum)
 
 

@@ -46,7 +46,8 @@ def kendall_log_link(
 ) -> Tensor:
     """log g(s), the Mallows-phi link (Kendall's tau); differentiable in s and theta.
 
-    Shapes: s and theta of one shape, typically (B,). Raises TypeError for 16-bit input.
+    Shapes: s and theta of one shape, typically (B,). Raises TypeError for 16-bit input, ValueError
+    for another form.
 
     "exact" is the paper's link, which jumps at s = 0; s = 0 is read as 0+ (value and slope).
     "smooth" (derived) is the sigmoid G with g(s) = G(s + sgn(s)/2): infinitely smooth, G(0) = 1/2.
@@ -65,6 +66,8 @@ def kendall_log_links(
     the two probabilities add to 1; calling `kendall_log_link(-s)` there would give g(0+) twice.
     """
     refuse_half_precision(s)
+    if form not in ("exact", "smooth"):
+        raise ValueError(f"expected the form exact or smooth, found {form!r}")
     ahead = s >= 0
     # Not s.abs(): its gradient at 0 is 0, and every pair starts at s = 0.
     distance = torch.where(ahead, s, -s)

@@ -1,4 +1,4 @@
-"""Compose, check and save recipes. The only module, with sweep.py, that knows Hydra."""
+"""Compose, check and save recipes. The only module that knows Hydra."""
 
 import contextlib
 import difflib
@@ -30,7 +30,7 @@ from omegaconf.errors import (
 )
 
 from mallowspo_cli.errors import RecipeError
-from mallowspo_cli.objectives.base import Objective, registered
+from mallowspo_cli.objectives.base import Objective, objective_name, registered
 from mallowspo_cli.recipe.find import (
     GROUPS,
     find_recipe,
@@ -56,8 +56,8 @@ class LoadedRecipe:
 
     def to_yaml(self) -> str:
         """The resolved recipe as a recipe file of its own: `recipe=FILE` composes it again."""
-        objective = next(n for n, c in registered().items() if type(self.recipe.objective) is c)
-        head = f"defaults:\n  - base\n  - objective: {objective}\n  - _self_\n"
+        name = objective_name(self.recipe.objective)
+        head = f"defaults:\n  - base\n  - objective: {name}\n  - _self_\n"
         # Its own writer quotes what only its own reader takes for a number, such as 1e10.
         return head + OmegaConf.to_yaml(OmegaConf.create(self.tree))
 
@@ -67,7 +67,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
 
     Args:
         name: a recipe's name, or the path of its file.
-        overrides: Hydra's words, such as `objective=dpo` or `train.seed=7`.
+        overrides: Hydra's words, such as `objective=dpo` or `train.epochs=3`.
 
     Raises:
         RecipeError: unknown key, choice or option, wrong type, missing value; one line.
@@ -282,6 +282,9 @@ def _to_recipe(config: DictConfig) -> Recipe:
 def _plain(config: DictConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     assert isinstance(container, dict)
+    if container["output_dir"] == f"runs/{container['name']}":
+        # So that a copy of the recipe under another name has a place of its own.
+        container["output_dir"] = "runs/${name}"
     return {str(key): value for key, value in container.items()}
 
 
@@ -310,7 +313,8 @@ def _explain(error: BaseException) -> str:
 def _wanted(error: ValidationError) -> str:
     choices = re.search(r"one of \[(.*?)\]", str(error))
     if choices:
-        return f" (choices: {choices.group(1)})"
+        close = difflib.get_close_matches(str(error.value), choices.group(1).split(", "), n=1)
+        return f" (choices: {choices.group(1)}{f'; nearest: {close[0]}' if close else ''})"
     converted = re.search(r"(?:to|a valid) (Integer|Float|Boolean|float|int|bool)", str(error))
     return f" (expected {converted.group(1).lower()})" if converted else ""
 

@@ -1,8 +1,7 @@
 """Every recipe key: its default, its unit and what it means.
 
 The objective's keys are not here: each objective is its own node (`mallowspo_cli.objectives`).
-What changes the numbers is in the recipe; what changes only the speed is in the accelerate file,
-except for the memory knobs `train.pack_tokens` and `train.activation_checkpointing`.
+Two keys change memory and speed alone: `train.pack_tokens` and `train.activation_checkpointing`.
 """
 
 import math
@@ -135,7 +134,8 @@ class DatasetConfig:
     eval_split: str | None = "eval"
     """Split held out for evaluation; null takes `eval_size` pairs out of the training split."""
     eval_size: int = 0
-    """Held-out pairs taken from the end of a seeded shuffle, where there is no eval split."""
+    """Pairs to hold out, by whole prompts, where there is no eval split. The choice depends on the
+    data alone, not on `seed`."""
     max_length: int = 2048
     """Tokens of prompt and response together."""
     max_prompt_length: int | None = None
@@ -238,7 +238,7 @@ class EvalConfig:
     at_end: bool = True
     """Evaluate after the last step."""
     kl_prompts: int = 0
-    """After training, sample one response to this many held-out prompts and report the sequence KL
+    """After training, sample two responses to this many held-out prompts and report the sequence KL
     of the policy to the reference; 0 turns it off (the reference is loaded once more)."""
     kl_tokens: int = 32
     """Longest sampled response, in tokens."""

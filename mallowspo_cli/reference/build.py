@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.distributed import log, progress
+from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import cache_directory
 from mallowspo_cli.models.load import TORCH_DTYPES, load_model
 from mallowspo_cli.objectives.base import PairEntropies, PairScores
@@ -52,6 +53,9 @@ def complete_store(
     """Score the pairs that the store lacks; returns how many those were.
 
     The model is read from `directory`, whose digest is the store's, and never from a run.
+
+    Raises:
+        ModelError: the model does not load, or gives scores that are not finite.
     """
     by_id = {pair.pair_id: pair for pair in pairs}
     wanted = [by_id[p] for p in store.missing(list(by_id))]
@@ -67,13 +71,32 @@ def complete_store(
     with progress("reference pass", len(wanted), "pairs") as advance:
         for members in packs:
             batch = collate([wanted[i] for i in members]).to(device)
-            pending.append((batch.pair_ids, score_rows(scorer, batch, autocast)))
+            rows = score_rows(scorer, batch, autocast)
+            _check_finite(rows, batch.pair_ids, directory)
+            pending.append((batch.pair_ids, rows))
             advance(len(members))
             if time.monotonic() - last_write > SECONDS_PER_SHARD:
                 _flush(store, pending)
                 last_write = time.monotonic()
     _flush(store, pending)
     return len(wanted)
+
+
+def _check_finite(rows: ReferenceRows, pair_ids: list[str], directory: Path) -> None:
+    """A row that is not finite would be stored for good, and stop every later run."""
+    sums = (
+        rows.chosen_logp,
+        rows.rejected_logp,
+        rows.chosen_entropy_sum,
+        rows.rejected_entropy_sum,
+    )
+    broken = (~torch.stack(sums).isfinite()).any(dim=0).nonzero().flatten().tolist()
+    if broken:
+        raise ModelError(
+            f"the reference model in {directory} gives log-probs that are not finite (pair "
+            f"{pair_ids[broken[0]]}). Nothing of this pack was stored. Are its weights whole? "
+            "Otherwise try train.precision=fp32."
+        )
 
 
 @torch.inference_mode()

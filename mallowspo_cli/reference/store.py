@@ -43,8 +43,8 @@ SCHEMA = pa.schema(
 class ReferenceStore:
     """Sums per pair content. Rows are only ever added."""
 
-    def __init__(self, path: Path, vocab_size: int):
-        self.path, self.vocab_size = path, vocab_size
+    def __init__(self, path: Path, fingerprint: Fingerprint, vocab_size: int):
+        self.path, self.fingerprint, self.vocab_size = path, fingerprint, vocab_size
         self._index: dict[str, int] = {}
         self._rows = {
             c: torch.empty(0, dtype=torch.int64 if c.endswith("tokens") else torch.float32)
@@ -68,7 +68,7 @@ class ReferenceStore:
             )
         manifest = {"format": FORMAT, "vocab_size": vocab_size, "fingerprint": asdict(expected)}
         write_json(path / "manifest.json", manifest)
-        return cls(path, vocab_size)
+        return cls(path, expected, vocab_size)
 
     @classmethod
     def open(cls, path: Path, expected: Fingerprint) -> "ReferenceStore":
@@ -98,7 +98,7 @@ class ReferenceStore:
                 f"the reference store at {path} was built otherwise ({'; '.join(differences)}). "
                 "Give another directory (reference.store=...) or leave the key out."
             )
-        return cls(path, vocab_size)
+        return cls(path, expected, vocab_size)
 
     def __len__(self) -> int:
         return len(self._index)

@@ -18,13 +18,17 @@ class DispersionSummary:
 
     mode: str
     scale: float
+    """w = scale * -ln(mean normalised entropy)."""
     vocab_size: int
     pairs: int
+    """Training pairs."""
     weight_mean: float
     weight_min: float
     weight_max: float
     clamped: int
+    """Pairs whose normalised entropy sits on a bound."""
     empty: int
+    """Pairs with an empty response; their weight is 1."""
 
 
 class Reference:
@@ -49,6 +53,7 @@ class Reference:
             scale = dispersion.unit_mean_scale(entropy) if auto else float(config.scale)
         self.scale = scale
         self._weights: dict[str, float] = {}
+        self._estimates: dict[str, float] = {}
         weights = self.add(train_ids)
         self.summary = DispersionSummary(
             mode=config.mode.value,
@@ -63,18 +68,27 @@ class Reference:
         )
 
     def add(self, pair_ids: Sequence[str]) -> Tensor:
-        """Weigh the pairs of a split; returns w, (N,). `shuffled` permutes within the split."""
-        weights = dispersion.weight(self._entropy(pair_ids), self.scale)
+        """Weigh the pairs of a split; returns w, (N,). `shuffled` permutes within the split.
+
+        A pair that appears twice, or was weighed with an earlier split, keeps its first weight.
+        """
+        new = [pair for pair in dict.fromkeys(pair_ids) if pair not in self._weights]
+        weights = dispersion.weight(self._entropy(new), self.scale)
+        self._estimates.update(zip(new, weights.tolist(), strict=True))
         if self.config.mode is DispersionMode.constant:
             weights = dispersion.constant(weights)
         elif self.config.mode is DispersionMode.shuffled:
             weights = dispersion.shuffled(weights, self.seed)
-        self._weights.update(zip(pair_ids, weights.tolist(), strict=True))
-        return weights
+        self._weights.update(zip(new, weights.tolist(), strict=True))
+        return self.weights(pair_ids)
 
     def weights(self, pair_ids: Sequence[str]) -> Tensor:
         """w of B pairs, (B,) float32."""
         return torch.tensor([self._weights[p] for p in pair_ids])
+
+    def estimates(self, pair_ids: Sequence[str]) -> Tensor:
+        """w of B pairs as estimated, (B,) float32, whatever the mode: strata for comparisons."""
+        return torch.tensor([self._estimates[p] for p in pair_ids])
 
     def __call__(self, pair_ids: Sequence[str], device: torch.device) -> ReferenceScores:
         """Log-probs, token counts and theta = w / 2 of B pairs."""

@@ -1,5 +1,6 @@
 """model/README.md: what the model is and how it was made."""
 
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -20,10 +21,10 @@ base_model: {{ base }}
 {{ results.model_source }}, fine-tuned on preference pairs with `{{ results.objective }}` by
 mallowspo {{ environment.versions.mallowspo }} (MallowsPO, arXiv 2405.14953).
 
-- data: {{ results.dataset_path }}, {{ results.pairs }} pairs in {{ results.steps }} steps
+- data: {{ results.dataset_path }}, {{ results.pairs_seen }} pairs in {{ results.steps }} steps
 {% if dispersion -%}
-- dispersion scale: {{ dispersion.scale }} ({{ dispersion.mode }}), fitted on
-  {{ dispersion.pairs }} training pairs
+- dispersion: {{ dispersion.mode }}, scale {{ dispersion.scale }}, mean w
+  {{ "%.4f"|format(dispersion.weight_mean) }} over {{ dispersion.pairs }} training pairs
 - reference store: fingerprint {{ dispersion.fingerprint }}
 {% endif -%}
 - trained on: {{ environment.device }}, torch {{ environment.versions.torch }}, transformers
@@ -58,7 +59,8 @@ def model_card(
         environment: the run's environment.json.
     """
     source = results["model_source"]
-    is_hub_id = source.count("/") == 1 and ":" not in source and not source.startswith((".", "/"))
+    outside = ":" in source or source.startswith((".", "/", "~")) or Path(source).is_dir()
+    is_hub_id = source.count("/") == 1 and not outside
     template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(CARD)
     return template.render(
         results=results,

@@ -26,9 +26,10 @@ PAGE = """\
   .pictures img { width: 30rem; max-width: 100% }
 </style>
 <h1>{{ results.name }}</h1>
-<p>{{ results.objective }} on {{ results.pairs }} pairs of {{ results.dataset_path }}
+<p>{{ results.objective }} on {{ results.pairs_seen }} pairs of {{ results.dataset_path }}
 from {{ results.model_source }}: {{ results.steps }} steps,
-{{ "%.0f"|format(results.seconds) }} s, {{ "%.2f"|format(results.pairs_per_second) }} pairs/s,
+{{ "%.0f"|format(results.training_seconds) }} s of training,
+{{ "%.2f"|format(results.pairs_per_second) }} pairs/s,
 {{ "%.1f"|format(results.peak_memory_gib) }} GiB at most.</p>
 <table>
 <tr><th></th><th>before</th><th>after</th></tr>
@@ -43,8 +44,8 @@ from {{ results.model_source }}: {{ results.steps }} steps,
 </div>
 {% if dispersion -%}
 <h2>Dispersion</h2>
-<p>w(x) = {{ "%.4f"|format(dispersion.scale) }} &middot; &minus;ln(mean normalised entropy)
-over {{ dispersion.pairs }} training pairs ({{ dispersion.mode }}): mean
+<p>{{ dispersion.mode }}, scale {{ "%.4f"|format(dispersion.scale) }}: w(x) over
+{{ dispersion.pairs }} training pairs has mean
 {{ "%.3f"|format(dispersion.weight_mean) }}, from {{ "%.3f"|format(dispersion.weight_min) }} to
 {{ "%.3f"|format(dispersion.weight_max) }}; {{ dispersion.clamped }} clamped,
 {{ dispersion.empty }} without an entropy.</p>
@@ -86,7 +87,8 @@ def result_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     kl = results["kl"]
     if kl is not None:
         text = f"{kl['mean']:.2f} [{kl['low']:.2f}, {kl['high']:.2f}] nats"
-        rows.append((f"sequence KL, {kl['responses']} responses", "0", text))
+        name = f"sequence KL, {kl['responses']} responses of <= {kl['max_tokens']} tokens"
+        rows.append((name, "0", text))
     rows.append(("pairs/s", "", f"{results['pairs_per_second']:.2f}"))
     return rows
 

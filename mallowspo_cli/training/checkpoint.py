@@ -61,6 +61,9 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint, then remove all but the newest `keep`."""
     path = checkpoint_path(run_directory, state.step)
+    for left in (path, *path.parent.glob(".step_*.tmp")):
+        # What a kill in the middle of writing or removing one has left.
+        shutil.rmtree(left, ignore_errors=True)
     with whole_directory(path) as target:
         weights = {n: p.detach().cpu().contiguous() for n, p in _trainable(model)}
         save_file(weights, target / WEIGHTS)

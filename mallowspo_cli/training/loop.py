@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mallowspo_cli.data.tokenize import TokenizedPair
-from mallowspo_cli.distributed import progress
+from mallowspo_cli.distributed import log, progress
 from mallowspo_cli.errors import RecipeError, TrainingError
 from mallowspo_cli.evaluation.preference import evaluate_preferences, win_indicator
 from mallowspo_cli.objectives.base import Objective, ObjectiveOutput, PairScores, ReferenceScores
@@ -39,11 +39,8 @@ class Run:
     train_pairs: Sequence[TokenizedPair]
     eval_pairs: Sequence[TokenizedPair]
     metrics: MetricsFile
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return total_steps(self.recipe, len(self.train_pairs))
+    total_steps: int
+    """Optimizer steps of the whole run."""
 
     def packs(self, step: int) -> list[PairBatch]:
         """This process's packs of an optimizer step."""
@@ -100,18 +97,27 @@ def total_steps(recipe: Recipe, num_pairs: int) -> int:
         RecipeError: the data does not fill one step.
     """
     train = recipe.train
-    steps = train.epochs * num_pairs // train.global_batch_size
+    steps, left_over = divmod(train.epochs * num_pairs, train.global_batch_size)
     if steps == 0:
         raise RecipeError(
             f"train.global_batch_size={train.global_batch_size} is more than the {num_pairs} "
             f"training pairs x {train.epochs} epochs. Lower it, or train for more epochs."
         )
+    if left_over and (train.max_steps or steps) >= steps:
+        log.info("the last %d pairs do not fill a step and are left over", left_over)
     return min(steps, train.max_steps or steps)
 
 
 def fit(run: Run, objective: Objective, reference: Reference | None, state: TrainState) -> None:
-    """Train from `state` to the recipe's last step."""
+    """Train from `state` to the recipe's last step.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite.
+        CacheError: the reference lacks a pair.
+    """
     recipe, total = run.recipe, run.total_steps
+    if state.step == total:
+        return
     if recipe.eval.at_start and state.step == 0:
         run.evaluate(objective, reference, state)
     run.scorer.train()
@@ -128,6 +134,8 @@ def fit(run: Run, objective: Objective, reference: Reference | None, state: Trai
             advance(1)
     if recipe.eval.at_end:
         run.evaluate(objective, reference, state)
+    if recipe.checkpoint.every:
+        run.save(state)
 
 
 def optimizer_step(

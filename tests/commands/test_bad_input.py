@@ -29,7 +29,8 @@ def complaint(done: Outcome) -> str:
         (["train.learning_rat=1"], "Did you mean train.learning_rate?"),
         (["+foo=1"], "foo is not a key"),
         (["train.epochs=many"], "train.epochs=many"),
-        (["train.scheduler=cosin"], "cosine"),
+        (["train.scheduler=cosin"], "nearest: cosine"),
+        (["dataset.format=tlr"], "Did you mean 'trl'?"),
         (["train.epochs=0"], "train.epochs=0 is out of range"),
         (["objective=dop"], "Did you mean 'dpo'?"),
         (["objective.beta=-1"], "objective.beta=-1"),
@@ -113,17 +114,43 @@ def test_a_directory_that_is_no_run_is_left_alone(
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
 
 
+def test_a_run_is_not_resumed_on_other_data(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    assert mallowspo("train", *tiny_words).code == 0
+    run = tmp_path / "runs" / "tiny"
+    (run / "results.json").unlink()
+    rows = (tmp_path / "pairs.jsonl").read_text()
+    (tmp_path / "pairs.jsonl").write_text(rows.replace("Good 3", "Great 3"))
+    line = complaint(mallowspo("train", *tiny_words, "--resume"))
+    assert "began with other data" in line
+    assert "_digest" in line
+    (tmp_path / "pairs.jsonl").write_text(rows)
+    assert mallowspo("train", *tiny_words, "--resume").code == 0
+
+
+def test_two_processes_do_not_train_in_one_directory(
+    mallowspo: Command, tiny_words: list[str]
+) -> None:
+    from mallowspo_cli.training.run_directory import locked
+
+    with locked(Path("runs/tiny")):
+        line = complaint(mallowspo("train", *tiny_words))
+    assert "another process trains in runs/tiny" in line
+    assert mallowspo("train", *tiny_words, "train.max_steps=1").code == 0
+
+
 def test_a_corrupt_checkpoint_is_refused_by_name(
     mallowspo: Command, tiny_words: list[str], tmp_path: Path
 ) -> None:
     assert mallowspo("train", *tiny_words).code == 0
     run = tmp_path / "runs" / "tiny"
     (run / "results.json").unlink()
-    weights = run / "checkpoints" / "step_000004" / "trainable.safetensors"
+    weights = run / "checkpoints" / "step_000006" / "trainable.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
     metrics = (run / "metrics.jsonl").read_bytes()
     line = complaint(mallowspo("train", *tiny_words, "--resume"))
-    assert "step_000004 is damaged: trainable.safetensors" in line
+    assert "step_000006 is damaged: trainable.safetensors" in line
     assert (run / "metrics.jsonl").read_bytes() == metrics
 
 

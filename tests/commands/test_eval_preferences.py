@@ -50,6 +50,19 @@ def test_a_run_keeps_its_dispersion_scale_on_other_data(
     assert again["dispersion_scale"] == scale
 
 
+def test_a_runs_recipe_can_be_overridden_but_not_its_scale(mallowspo: Command, run: Path) -> None:
+    words = ["eval", "preferences", "model=runs/tiny"]
+    data = ["dataset=local", "dataset.path=pairs.jsonl", "dataset.eval_size=4"]
+    assert mallowspo(*words, *data, "objective.beta=0.6").code == 0
+    doubled = last_evaluation(run)["eval/rewards/margins"] * 2
+    again = json.loads((run / "evaluations" / "preferences_pairs.jsonl.json").read_text())
+    assert again["margin"] == pytest.approx(doubled, rel=1e-5)
+    assert again["overrides"] == [*data, "objective.beta=0.6"]
+    refused = mallowspo(*words, "dispersion.scale=1")
+    assert refused.code == 2
+    assert "its own dispersion.scale" in refused.err
+
+
 def test_a_bare_model_against_a_reference_agrees_with_the_run(
     mallowspo: Command, run: Path, tmp_path: Path
 ) -> None:

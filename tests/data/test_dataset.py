@@ -118,13 +118,12 @@ def test_held_out_pairs_are_a_fixed_share_disjoint_from_training_and_cover_the_r
 ) -> None:
     path = write_rows(pair_rows(40))
     held = config(path, eval_size=9)
-    train, evaluation = load_pairs(held, "train", seed=3), load_pairs(held, "eval", seed=3)
+    train, evaluation = load_pairs(held, "train"), load_pairs(held, "eval")
     assert (len(train), len(evaluation)) == (31, 9)
     rows = [pair.row for pair in (*train, *evaluation)]
     assert sorted(rows) == sorted(pair.row for pair in load_pairs(config(path), "train"))
-    assert load_pairs(held, "train", seed=3) == train
-    assert load_pairs(held, "eval", seed=3) == evaluation
-    assert load_pairs(held, "eval", seed=4) != evaluation
+    assert load_pairs(held, "train") == train
+    assert load_pairs(held, "eval") == evaluation
     # The data's order, which is what `train.order=sequential` means.
     assert [int(pair.row.split()[-1]) for pair in train] == sorted(
         int(pair.row.split()[-1]) for pair in train
@@ -227,3 +226,15 @@ def test_unknown_columns_and_unknown_formats_are_refused(
         config(path)
     )
     assert "dataset.format=hhh is not known" in refusal(config(path, format="hhh"))
+
+
+def test_pairs_of_one_prompt_never_stand_on_both_sides(write_rows: Callable[..., Path]) -> None:
+    rows = [
+        {"prompt": f"Say {index // 4}", "chosen": f"Good {index}", "rejected": f"Bad {index}"}
+        for index in range(40)
+    ]
+    held = config(write_rows(rows), eval_size=9)
+    train, evaluation = load_pairs(held, "train"), load_pairs(held, "eval")
+    assert not {pair.prompt for pair in train} & {pair.prompt for pair in evaluation}
+    # Whole prompts of 4 pairs, until there are at least 9.
+    assert (len(train), len(evaluation)) == (28, 12)

@@ -137,7 +137,10 @@ def test_rewards_and_terciles_do_not_depend_on_the_weight_in_the_loss(
 ) -> None:
     plain, weighted = report(reference, DPO(beta=BETA)), report(reference, MallowsTheta(beta=BETA))
     assert (plain.accuracy, plain.margin) == (weighted.accuracy, weighted.margin)
-    assert plain.by_dispersion == weighted.by_dispersion
+    for tercile, values in plain.by_dispersion.items():
+        other = weighted.by_dispersion[tercile]
+        assert values.pop("loss") != pytest.approx(other.pop("loss"))
+        assert values == other
     assert plain.loss != pytest.approx(weighted.loss)
 
 
@@ -166,10 +169,15 @@ def test_without_a_reference_there_is_no_displacement_and_no_tercile() -> None:
     assert found.metrics()["eval/displacement"] is None
 
 
-def test_equal_weights_have_no_terciles(reference: Reference) -> None:
-    config = DispersionConfig(mode=DispersionMode.constant)
-    constant = Reference(reference.store, config, [p.pair_id for p in PAIRS], seed=0)
-    assert report(constant, DPO(beta=BETA)).by_dispersion == {}
+@pytest.mark.parametrize("mode", [DispersionMode.constant, DispersionMode.shuffled])
+def test_controls_are_cut_into_the_same_terciles(
+    reference: Reference, mode: DispersionMode
+) -> None:
+    ids = [p.pair_id for p in PAIRS]
+    config = DispersionConfig(mode=mode)
+    control = Reference(reference.store, config, ids, seed=0, scale=reference.scale)
+    expected = report(reference, DPO(beta=BETA)).by_dispersion
+    assert report(control, DPO(beta=BETA)).by_dispersion == expected
 
 
 def test_fewer_pairs_than_terciles_still_make_a_report(reference: Reference) -> None:

@@ -277,3 +277,8 @@ def test_sixteen_bit_input_is_refused(dtype: torch.dtype) -> None:
         kendall_log_link(values, values)
     with pytest.raises(TypeError, match="expected float32 or float64"):
         logistic_log_link(values, values)
+
+
+def test_another_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="exact or smooth"):
+        kendall_log_link(torch.zeros(1), torch.ones(1), "exakt")  # type: ignore[arg-type]

@@ -278,7 +278,7 @@ def test_a_wrong_type_names_key_value_and_the_type(override: str, expected: str)
 @pytest.mark.parametrize(
     ("override", "choices"),
     [
-        ("train.precision=fp16", "fp32, bf16"),
+        ("train.precision=fp16", "fp32, bf16; nearest: bf16"),
         ("dispersion.mode=off", "estimated, constant, shuffled"),
         ("objective.link=x", "exact, smooth"),
     ],
