@@ -394,7 +394,7 @@ def test_what_cannot_be_resolved_is_one_line(override: str, part: str) -> None:
         (GOOD + "train:\n  epoks: 1\n", "Did you mean train.epochs?"),
         (GOOD + "objective:\n  betta: 1\n", "not a key of DPO (it has: beta, "),
         (GOOD + "train:\n  epochs: two\n", "train.epochs=two has the wrong type"),
-        (GOOD + "train:\n  precision: fp16\n", "(choices: fp32, bf16)"),
+        (GOOD + "train:\n  precision: fp16\n", "(choices: fp32, bf16; nearest: bf16)"),
         (GOOD + "train:\n  epochs: 0\n", "train.epochs=0 is out of range"),
         (GOOD + "train:\n", "train=None has the wrong type"),
         (GOOD + "train: [1]\n", "TrainConfig"),
