@@ -30,9 +30,15 @@ def is_main() -> bool:
 
 
 def set_up_logging() -> None:
-    """Readable progress lines on stderr from the main process; warnings only from the others."""
-    handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
-    handler.setFormatter(logging.Formatter("%(message)s", datefmt="%H:%M:%S"))
+    """Readable progress lines on stderr from the main process; errors only from the others."""
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s", datefmt="%H:%M:%S"))
+    else:
+        # Whole lines, whatever their length: paths in a log file have to be found again.
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.INFO if is_main() else logging.ERROR)

@@ -31,3 +31,8 @@ class TrainingError(MallowsPOError):
 
 class EvalError(MallowsPOError):
     """An evaluation that cannot be carried out."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

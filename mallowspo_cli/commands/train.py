@@ -85,10 +85,11 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
         total_steps=steps,
     )
     state = _starting_state(run, resume)
-    log.info(
-        "training: steps %d to %d of %d pairs each, in %s",
-        *(state.step + 1, steps, recipe.train.global_batch_size, directory),
-    )
+    if state.step < steps:
+        log.info(
+            "training: steps %d to %d of %d pairs each, in %s",
+            *(state.step + 1, steps, recipe.train.global_batch_size, directory),
+        )
     try:
         fit(run, recipe.objective, reference, state)
     except torch.OutOfMemoryError as error:
@@ -276,5 +277,5 @@ def _dry_run(loaded: LoadedRecipe) -> None:
     log.info(
         "would train %d steps of %d pairs (of about %d) with %s and write %s",
         *(total_steps(recipe, usable), recipe.train.global_batch_size, usable),
-        *(recipe.objective, recipe.output_dir),
+        *(objective_name(recipe.objective), recipe.output_dir),
     )

@@ -10,7 +10,7 @@ from typing import Any
 from mallowspo_cli.data.formats import choose_format
 from mallowspo_cli.data.pairs import Message, PreferencePair
 from mallowspo_cli.distributed import log
-from mallowspo_cli.errors import DataError
+from mallowspo_cli.errors import DataError, first_line
 from mallowspo_cli.recipe.schema import DatasetConfig
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -117,7 +117,7 @@ def _read_files(files: list[Path], name: str) -> list[dict[str, Any]]:
         return data.to_list()
     except (DatasetGenerationError, ValueError, OSError) as error:
         cause = error.__cause__ or error
-        raise DataError(f"{name} cannot be read as {reader}: {_first_line(cause)}") from error
+        raise DataError(f"{name} cannot be read as {reader}: {first_line(cause)}") from error
 
 
 def _read_hub(config: DatasetConfig, split: str) -> list[dict[str, Any]]:
@@ -128,13 +128,9 @@ def _read_hub(config: DatasetConfig, split: str) -> list[dict[str, Any]]:
     try:
         return datasets.load_dataset(config.path, revision=config.revision, split=split).to_list()
     except ValueError as error:
-        raise DataError(f"{config.path}: {_first_line(error)}") from error
+        raise DataError(f"{config.path}: {first_line(error)}") from error
     except (OSError, RuntimeError, DatasetGenerationError) as error:
         raise DataError(
             f"{config.path} is not a file or directory here, and cannot be read from the hub "
             f"({type(error).__name__}). Check the name and the connection, or give a local file."
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

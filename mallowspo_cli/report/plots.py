@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mallowspo_cli.evaluation.preference import TERCILES
+
 Lines = list[dict[str, Any]]
 
 TRAIN, HELD_OUT = "#4c72b0", "#c44e52"
-TERCILES = ("low_dispersion", "middle_dispersion", "high_dispersion")
 
 
 def draw_run(directory: Path, lines: Lines, dispersion: dict[str, Any] | None) -> list[Path]:

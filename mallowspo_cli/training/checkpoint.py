@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mallowspo_cli.errors import CheckpointError
+from mallowspo_cli.errors import CheckpointError, first_line
 from mallowspo_cli.files import sha256, whole_directory, write_json
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = (
@@ -96,7 +96,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any) -> TrainState:
         saved = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
         moments, rng = saved["optimizer"], saved["rng"]
     except UNREADABLE as error:
-        raise _damaged(path, _first_line(error)) from error
+        raise _damaged(path, first_line(error)) from error
     own = dict(_trainable(model))
     if weights.keys() != own.keys() or any(weights[n].shape != own[n].shape for n in own):
         raise CheckpointError(f"{path} is a checkpoint of another model than the recipe's.")
@@ -104,7 +104,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any) -> TrainState:
         optimizer.load_state_dict(moments)
     except ValueError as error:
         raise CheckpointError(
-            f"{path} is a checkpoint of another optimizer than the recipe's: {_first_line(error)}."
+            f"{path} is a checkpoint of another optimizer than the recipe's: {first_line(error)}."
         ) from error
     with torch.no_grad():
         for name, parameter in own.items():
@@ -117,10 +117,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any) -> TrainState:
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
