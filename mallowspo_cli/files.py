@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +47,8 @@ def sync(path: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Unique also between machines that share the directory.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
         sync(temporary)
@@ -90,3 +93,27 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+SETTLED_SECONDS = 2.0
+"""A file that was changed more recently could change again without its time telling."""
+
+
+def content_digest(path: Path) -> str:
+    """`sha256`, remembered in the user's cache by the file's place, size and time of change."""
+    status = path.stat()
+    if time.time() - status.st_mtime < SETTLED_SECONDS:
+        return sha256(path)
+    name = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
+    memo = cache_directory() / "digests" / hashlib.sha256(name.encode()).hexdigest()
+    try:
+        return memo.read_text()
+    except OSError:
+        digest = sha256(path)
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        write_text(memo, digest)
+    except OSError:
+        # A cache that cannot be written only makes the next start slower.
+        pass
+    return digest

@@ -12,7 +12,7 @@ import mallowspo_cli
 PACKAGE = Path(mallowspo_cli.__file__).parent
 LEVELS = [
     *(["errors"], ["distributed"], ["files"]),
-    ["objectives", "dispersion"],
+    ["objectives", "dispersion", "raters"],
     ["recipe"],
     ["data", "models"],
     *(["packing"], ["scoring"], ["reference"], ["evaluation"], ["training"]),

@@ -12,6 +12,7 @@ from mallowspo_cli.commands.prepare import (
     Prepared,
     complete,
     default_device,
+    one_process,
     prepare,
 )
 from mallowspo_cli.commands.show import print_preferences
@@ -53,6 +54,7 @@ def run(words: list[str]) -> None:
         )
     limit = _limit(own.get("eval.limit"))
     subject = _subject(own["model"], own.get("reference"), overrides)
+    one_process("eval preferences")
     prepared = prepare(subject.recipe)
     if prepared.held_out is None:
         raise EvalError(
@@ -71,7 +73,7 @@ def evaluate(subject: Subject, prepared: Prepared, limit: int | None) -> dict[st
     """Score the held-out pairs of `prepared`; returns the report as plain values."""
     recipe, device = subject.recipe, default_device()
     assert prepared.held_out is not None
-    pairs = prepared.held_out.pairs[:limit]
+    pairs = prepared.held_out[:limit]
     reference = _reference(subject, prepared, device)
     model = load_model(
         model_directory(subject.policy),

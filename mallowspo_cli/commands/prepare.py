@@ -8,10 +8,11 @@ import torch
 import transformers.utils.logging
 from transformers import PreTrainedTokenizerBase
 
-from mallowspo_cli.data.dataset import load_pairs
-from mallowspo_cli.data.tokenize import TokenizedPair, TokenizedPairs, tokenize_pairs
-from mallowspo_cli.distributed import console, log, world_size
+from mallowspo_cli.data.prepare import PreparedSplit, prepare_split
+from mallowspo_cli.data.table import TokenizedPair, TokenizedPairs
+from mallowspo_cli.distributed import console, log, main_first, world_size
 from mallowspo_cli.errors import MallowsPOError
+from mallowspo_cli.files import cache_directory
 from mallowspo_cli.models.load import load_tokenizer, model_directory
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.build import complete_store, open_store
@@ -24,41 +25,60 @@ class Prepared:
 
     directory: Path
     tokenizer: PreTrainedTokenizerBase
-    train: TokenizedPairs
-    held_out: TokenizedPairs | None
-    train_read: int
-    """Training pairs in the data, before any were left out."""
+    splits: dict[str, PreparedSplit]
+    """"train", and "eval" where the data has held-out pairs."""
+
+    @property
+    def train(self) -> TokenizedPairs:
+        """The training pairs."""
+        return self.splits["train"].pairs
+
+    @property
+    def held_out(self) -> TokenizedPairs | None:
+        """The held-out pairs, if there are any."""
+        return self.splits["eval"].pairs if "eval" in self.splits else None
 
 
 def prepare(recipe: Recipe, sample: int | None = None) -> Prepared:
     """Fetch the model's files, read the pairs and tokenise them, telling what was left out.
 
-    With `sample`, only the first so many pairs of each split are tokenised.
+    Among several processes the main one does the work while the others wait for its files.
+
+    With `sample`, only the first so many rows of each split are read.
+    """
+    if not console.is_terminal:
+        transformers.utils.logging.disable_progress_bar()
+    prepared = main_first(lambda: _prepare(recipe, sample), cache_directory() / "launches")
+    for name, split in prepared.splits.items():
+        log.info("%s split: %d pairs of %d rows", name, len(split.pairs), split.rows)
+        for cause, count in split.pairs.losses.items():
+            log.info("  %d %s", count, cause)
+    return prepared
+
+
+def _prepare(recipe: Recipe, sample: int | None) -> Prepared:
+    directory = model_directory(recipe.model)
+    tokenizer = load_tokenizer(directory, recipe.model.chat_template)
+    column = recipe.dispersion.column
+    found = {
+        split: prepare_split(recipe.dataset, split, tokenizer, column, sample)
+        for split in ("train", "eval")
+    }
+    splits = {name: split for name, split in found.items() if split is not None}
+    return Prepared(directory, tokenizer, splits)
+
+
+def one_process(verb: str) -> None:
+    """Refuse a launch of several processes.
+
+    Raises:
+        MallowsPOError: there are several.
     """
     if world_size() > 1:
         raise MallowsPOError(
-            f"{world_size()} processes were launched; this version trains in one. "
-            "Run `mallowspo train` without a launcher."
+            f"{world_size()} processes were launched; this version's `{verb}` runs in one. "
+            f"Run `mallowspo {verb}` without a launcher."
         )
-    if not console.is_terminal:
-        transformers.utils.logging.disable_progress_bar()
-    directory = model_directory(recipe.model)
-    tokenizer = load_tokenizer(directory)
-    pairs = {split: load_pairs(recipe.dataset, split) for split in ("train", "eval")}
-    splits = {}
-    for split, every in pairs.items():
-        chosen = every[:sample]
-        splits[split] = tokenize_pairs(chosen, tokenizer, recipe.dataset) if chosen else None
-        if splits[split] is not None:
-            report_losses(split, len(chosen), splits[split])
-    return Prepared(directory, tokenizer, splits["train"], splits["eval"], len(pairs["train"]))
-
-
-def report_losses(split: str, read: int, tokenized: TokenizedPairs) -> None:
-    """Say how many pairs a split has, and what happened to the rest."""
-    log.info("%s split: %d of %d pairs", split, len(tokenized), read)
-    for cause, count in tokenized.losses.items():
-        log.info("  %d of %d %s", count, read, cause)
 
 
 def filled_store(recipe: Recipe, prepared: Prepared, device: torch.device) -> ReferenceStore:

@@ -14,7 +14,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mallowspo_cli.commands.prepare import Prepared, default_device, filled_store, prepare
+from mallowspo_cli.commands.prepare import (
+    Prepared,
+    default_device,
+    filled_store,
+    one_process,
+    prepare,
+)
 from mallowspo_cli.commands.show import print_pair, print_results
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import MallowsPOError, TrainingError
@@ -34,8 +40,8 @@ from mallowspo_cli.training.metrics import MetricsFile, read_metrics
 from mallowspo_cli.training.optim import build_optimizer
 from mallowspo_cli.training.run_directory import check_directory, claim, environment, locked
 
-DRY_RUN_PAIRS = 200
-"""Pairs of each split that a dry run tokenises."""
+DRY_RUN_ROWS = 200
+"""Rows of each split that a dry run reads."""
 
 
 def run(name: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
@@ -57,6 +63,7 @@ def run(name: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
 
 def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     """Prepare, train, evaluate and write everything that a run directory holds."""
+    one_process("train")
     recipe = loaded.recipe
     trackers = _trackers(recipe)
     prepared = prepare(recipe)
@@ -270,10 +277,11 @@ def _peak_memory_gib() -> float:
 def _dry_run(loaded: LoadedRecipe) -> None:
     """Everything short of the model: compose, tokenise a sample, show a pair and what would run."""
     recipe = loaded.recipe
-    prepared = prepare(recipe, sample=DRY_RUN_PAIRS)
+    one_process("train")
+    prepared = prepare(recipe, sample=DRY_RUN_ROWS)
     print_pair(prepared.train[0], prepared.tokenizer)
-    kept = len(prepared.train) / min(DRY_RUN_PAIRS, prepared.train_read)
-    usable = round(kept * prepared.train_read)
+    split = prepared.splits["train"]
+    usable = round(len(split.pairs) / split.read * split.rows)
     log.info(
         "would train %d steps of %d pairs (of about %d) with %s and write %s",
         *(total_steps(recipe, usable), recipe.train.global_batch_size, usable),

@@ -1,29 +1,26 @@
-"""Read preference pairs from a hub id, files, a directory, or the package itself."""
+"""From rows to pairs, and which of them belong to a split: held out, capped, mixed by weight."""
 
-import glob
-import logging
 import random
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from mallowspo_cli.data.formats import choose_format
-from mallowspo_cli.data.pairs import Message, PreferencePair
-from mallowspo_cli.distributed import log
-from mallowspo_cli.errors import DataError, first_line
-from mallowspo_cli.recipe.schema import DatasetConfig
+import numpy as np
+from numpy.typing import NDArray
 
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-"""File endings and the reader of `datasets` for each."""
-
+from mallowspo_cli.data.formats import Format, Row, choose_format
+from mallowspo_cli.data.pairs import PreferencePair
+from mallowspo_cli.data.sources import Source, open_sources, read_rows
+from mallowspo_cli.data.tokenize import Item, prompt_key
+from mallowspo_cli.errors import DataError
+from mallowspo_cli.recipe.schema import DatasetConfig, OnError
 
 HELD_OUT_SEED = 0
-"""Of the shuffle that picks held-out prompts. Not the recipe's: runs of another seed, and later
-evaluations, hold out the same pairs."""
+"""Of the shuffle that picks held-out prompts, and of the draw that a mixture makes. Not the
+recipe's: runs of another seed, and later evaluations, hold out the same pairs."""
 
 
 def load_pairs(config: DatasetConfig, split: str) -> list[PreferencePair]:
-    """The pairs of `split`, which is "train" or "eval", in the data's order.
+    """The pairs of `split`, which is "train" or "eval", in the data's order, all in memory.
 
     Without an eval split of its own, whole prompts of the training split are held out until they
     have `eval_size` pairs: pairs of one prompt never stand on both sides.
@@ -31,106 +28,156 @@ def load_pairs(config: DatasetConfig, split: str) -> list[PreferencePair]:
     Raises:
         DataError: nothing there, no rows, a row that is no pair; names the place.
     """
-    if split == "eval" and config.eval_split is None and config.eval_size == 0:
+    if not has_split(config, split):
         return []
-    own = config.train_split if split == "train" else config.eval_split
-    rows, name = _read(config, own if own is not None else config.train_split)
-    if not rows:
-        raise DataError(f"{name} holds no rows.")
-    to_pair = choose_format(config.format, rows[0], name)
-    pairs = [to_pair(row, f"{name} row {index}") for index, row in enumerate(rows)]
-    if config.eval_split is not None:
-        return pairs
-    held_out = _held_out_prompts(pairs, config.eval_size)
-    return [pair for pair in pairs if (pair.prompt in held_out) == (split == "eval")]
+    sources = open_sources(config, split)
+    items = [
+        [item for _, item, _ in read_items(source, config, None, 0, None)] for source in sources
+    ]
+    every = [item for part in items for item in part]
+    for item in every:
+        if isinstance(item, DataError) and config.on_error is OnError.stop:
+            raise item
+    keys = [prompt_key(i.prompt) if isinstance(i, PreferencePair) else None for i in every]
+    known = np.asarray([key is not None for key in keys], dtype=bool)
+    numbers = np.asarray([key or 0 for key in keys], dtype=np.int64)
+    sizes = [len(part) for part in items]
+    lines = split_lines(config, split, sources, sizes, numbers, known, known)
+    return [item for line in lines if isinstance(item := every[line], PreferencePair)]
 
 
-def _held_out_prompts(pairs: list[PreferencePair], eval_size: int) -> set[tuple[Message, ...]]:
+def has_split(config: DatasetConfig, split: str) -> bool:
+    """Whether there is anything in the split."""
+    own = [config.eval_split, *(part.eval_split for part in config.parts.values())]
+    return split == "train" or any(own) or config.eval_size > 0
+
+
+def read_items(
+    source: Source, config: DatasetConfig, column: str | None, start: int, stop: int | None
+) -> Iterator[tuple[int, Item, float]]:
+    """(row number, pair or why there is none, number in `column`) of rows `start` to `stop`.
+
+    A row may give several pairs, or none. Raises DataError: no rows, or a layout that is not known.
+    """
+    data = source.load()
+    to_pairs = layout_of(source)
+    stop = len(data) if stop is None else min(stop, len(data))
+    for index, row in enumerate(read_rows(data, source.name, start, stop), start):
+        for item, number in _row_items(row, f"{source.name} row {index}", to_pairs, config, column):
+            yield index, item, number
+
+
+def layout_of(source: Source) -> Format:
+    """The source's layout, told from its first row where it is not named.
+
+    Raises:
+        DataError: no rows, or a layout that is not known.
+    """
+    data = source.load()
+    if len(data) == 0:
+        raise DataError(f"{source.name} holds no rows.")
+    return choose_format(source.format, read_rows(data, source.name, 0, 1)[0], source.name)
+
+
+def _row_items(
+    row: Row, where: str, to_pairs: Format, config: DatasetConfig, column: str | None
+) -> Iterator[tuple[Item, float]]:
+    try:
+        number = _number(row, column, where) if column is not None else np.nan
+        for item in to_pairs(row, where, config):
+            yield item, number
+    except DataError as error:
+        yield error, np.nan
+
+
+def _number(row: Row, column: str, where: str) -> float:
+    value = row.get(column)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        there = repr(value) if column in row else f"no such column (there are {', '.join(row)})"
+        raise DataError(f"{where}: dispersion.column={column} is {there}; expected a number.")
+    return float(value)
+
+
+def split_lines(
+    config: DatasetConfig,
+    split: str,
+    sources: Sequence[Source],
+    sizes: Sequence[int],
+    keys: NDArray[np.int64],
+    known: NDArray[np.bool_],
+    usable: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """Positions, in order, of the lines that belong to a split.
+
+    Args:
+        sources: the split's sources; lines of the first come first.
+        sizes: number of lines of each.
+        keys: (N,) the prompt's key of each line, where `known`.
+        usable: (N,) whether the line's pair can be scored. A mixture counts these alone.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    part = np.repeat(np.arange(len(sources)), sizes)
+    shared = np.asarray([_held_out_of(s, config) for s in sources], dtype=bool)[part]
+    taken = np.ones(len(keys), dtype=bool)
+    if bool(shared.any()):
+        held = _held_out_prompts(keys[shared & known], config.eval_size)
+        inside = np.isin(keys, list(held)) & known
+        taken[shared] = inside[shared] == (split == "eval")
+    if config.max_pairs_per_prompt is not None:
+        taken &= _first_of_prompt(keys, known & taken, config.max_pairs_per_prompt) | ~known
+    if split == "train" and len(sources) > 1:
+        taken &= _mixed(part, [s.weight for s in sources], usable & taken) | ~usable
+    return np.flatnonzero(taken)
+
+
+def _held_out_of(source: Source, config: DatasetConfig) -> bool:
+    """Whether the source is shared by training and evaluation."""
+    own = config.parts[source.part].eval_split if source.part else None
+    return (own or config.eval_split) is None and config.eval_size > 0
+
+
+def _held_out_prompts(keys: NDArray[np.int64], eval_size: int) -> set[int]:
     """Prompts at the end of a shuffle that together have at least `eval_size` pairs."""
-    counts = Counter(pair.prompt for pair in pairs)
+    counts = Counter(keys.tolist())
     prompts = list(counts)
     random.Random(HELD_OUT_SEED).shuffle(prompts)
-    held_out: set[tuple[Message, ...]] = set()
+    held_out: set[int] = set()
     size = 0
     while size < eval_size and prompts:
         size += counts[prompts[-1]]
         held_out.add(prompts.pop())
     if not prompts:
         raise DataError(
-            f"dataset.eval_size={eval_size} leaves none of {len(pairs)} pairs "
+            f"dataset.eval_size={eval_size} leaves none of {len(keys)} pairs "
             f"({len(counts)} prompts) to train on."
         )
     return held_out
 
 
-def _read(config: DatasetConfig, split: str) -> tuple[list[dict[str, Any]], str]:
-    """Raw rows, and a name for them in messages."""
-    path = config.path
-    if path.startswith("package:"):
-        path = str(Path(__file__).parent / path.removeprefix("package:"))
-    place = Path(path).expanduser()
-    if place.is_dir():
-        files = [f for ending in READERS for f in sorted(place.glob(f"{split}{ending}"))]
-        if not files:
-            raise DataError(
-                f"{config.path} has no split '{split}': no {split}.jsonl, .json, .csv or .parquet."
-            )
-        if len(files) > 1:
-            names = ", ".join(file.name for file in files)
-            raise DataError(f"{config.path} has {names}; expected one file for '{split}'.")
-        return _read_files(files, files[0].name), files[0].name
-    found = [place] if place.is_file() else map(Path, glob.glob(str(place), recursive=True))
-    if files := sorted(found):
-        # The training file would be its own held-out set.
-        if split != config.train_split:
-            raise DataError(
-                f"{config.path} has no split '{split}'. Set dataset.eval_split=null and "
-                "dataset.eval_size=N, or give a directory with a file for each split."
-            )
-        name = place.name if place.is_file() else config.path
-        return _read_files(files, name), name
-    if place.suffix in READERS or config.path.startswith((".", "/", "~", "package:")):
-        raise DataError(f"no data at {config.path}.")
-    return _read_hub(config, split), f"{config.path} ({split})"
+def _first_of_prompt(
+    keys: NDArray[np.int64], lines: NDArray[np.bool_], count: int
+) -> NDArray[np.bool_]:
+    """The first `count` of `lines` of each prompt."""
+    seen: Counter[int] = Counter()
+    first = np.zeros(len(keys), dtype=bool)
+    for index in np.flatnonzero(lines).tolist():
+        key = int(keys[index])
+        first[index] = seen[key] < count
+        seen[key] += 1
+    return first
 
 
-def _read_files(files: list[Path], name: str) -> list[dict[str, Any]]:
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-
-    for file in files:
-        if file.suffix not in READERS:
-            raise DataError(f"cannot read {file.name}; expected one of {', '.join(READERS)}.")
-        if file.suffix != files[0].suffix:
-            raise DataError(f"{name} mixes {files[0].suffix} and {file.suffix}; expected one kind.")
-        if file.stat().st_size == 0:
-            raise DataError(f"{file.name} is empty.")
-    reader = READERS[files[0].suffix]
-    # "None" and "NA" are words in a text column.
-    options: dict[str, Any] = {"keep_default_na": False} if reader == "csv" else {}
-    datasets.disable_progress_bars()
-    # It would log a failed read too; the error below says it in one line.
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    try:
-        names = [str(file) for file in files]
-        data = datasets.load_dataset(reader, data_files=names, split="train", **options)
-        return data.to_list()
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        raise DataError(f"{name} cannot be read as {reader}: {first_line(cause)}") from error
-
-
-def _read_hub(config: DatasetConfig, split: str) -> list[dict[str, Any]]:
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-
-    log.info("reading %s, split %s", config.path, split)
-    try:
-        return datasets.load_dataset(config.path, revision=config.revision, split=split).to_list()
-    except ValueError as error:
-        raise DataError(f"{config.path}: {first_line(error)}") from error
-    except (OSError, RuntimeError, DatasetGenerationError) as error:
-        raise DataError(
-            f"{config.path} is not a file or directory here, and cannot be read from the hub "
-            f"({type(error).__name__}). Check the name and the connection, or give a local file."
-        ) from error
+def _mixed(
+    part: NDArray[np.int64], weights: Sequence[float], usable: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Usable lines in proportion to the parts' weights, as many as there can be without repeats."""
+    sizes = [int((usable & (part == index)).sum()) for index in range(len(weights))]
+    total = min(size / weight for size, weight in zip(sizes, weights, strict=True))
+    drawn = np.zeros(len(part), dtype=bool)
+    for index, weight in enumerate(weights):
+        lines = np.flatnonzero(usable & (part == index))
+        order = np.random.default_rng(HELD_OUT_SEED).permutation(len(lines))
+        drawn[lines[order[: round(total * weight)]]] = True
+    return drawn

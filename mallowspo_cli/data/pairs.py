@@ -1,5 +1,6 @@
 """What every layout becomes."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,16 @@ class PreferencePair:
     rejected: Message
     row: str
     """Where it came from, for messages to the user: `FILE row 7` (counted from 0)."""
+    rater_neg_log_phi: float = math.nan
+    """-log phi of the prompt by its raters' scores, where the data has several raters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A row, or a pair of it, that a layout's filter leaves out; `cause` is counted."""
+
+    cause: str
+    row: str
 
 
 def messages(value: Any, row: str, column: str) -> tuple[Message, ...]:

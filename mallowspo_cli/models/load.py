@@ -11,6 +11,8 @@ from mallowspo_cli.errors import ModelError, first_line
 from mallowspo_cli.models.sources import resolve_model
 from mallowspo_cli.recipe.schema import ActivationCheckpointing, Dtype, LoraConfig, ModelConfig
 
+TEMPLATES = Path(__file__).parent / "templates"
+"""Chat templates for models that have none."""
 TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
 
 
@@ -19,11 +21,11 @@ def model_directory(config: ModelConfig) -> Path:
     return resolve_model(config.source, config.revision, config.sha256)
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory.
+def load_tokenizer(directory: Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory, with the chat template of `model.chat_template`.
 
     Raises:
-        ModelError: there is none, or it has no offsets.
+        ModelError: there is none, it has no offsets, or no such template.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -33,7 +35,26 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"{directory}: a fast tokenizer is needed (one with offsets).")
+    # Limits are the recipe's; what the files say of them is not to change a digest either.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    if chat_template is not None:
+        tokenizer.chat_template = _template(chat_template, tokenizer)
     return tokenizer
+
+
+def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A shipped template, with BOS where this tokenizer puts one, or a file's content as it is."""
+    shipped = {path.stem: path for path in TEMPLATES.glob("*.jinja")}
+    if name in shipped:
+        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        return ("{{ bos_token }}" if begins else "") + shipped[name].read_text(encoding="utf-8")
+    file = Path(name).expanduser()
+    if not file.is_file():
+        raise ModelError(
+            f"model.chat_template={name} is neither a file nor one of {', '.join(sorted(shipped))}."
+        )
+    return file.read_text(encoding="utf-8")
 
 
 def load_model(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:

@@ -36,12 +36,55 @@ class Truncation(StrEnum):
     keep_end = "keep_end"
 
 
+class OnError(StrEnum):
+    """What happens at a row that is no preference pair."""
+
+    stop = "stop"
+    drop = "drop"
+
+
+class Pairing(StrEnum):
+    """Which pairs are made of scored responses to one prompt."""
+
+    best_worst = "best_worst"
+    all = "all"
+
+
+class DispersionSource(StrEnum):
+    """Where a prompt's dispersion comes from."""
+
+    entropy = "entropy"
+    column = "column"
+    raters = "raters"
+
+
 class DispersionMode(StrEnum):
-    """Where the dispersion weight w(x) comes from."""
+    """The dispersion as it is, or a control in its place."""
 
     estimated = "estimated"
     constant = "constant"
     shuffled = "shuffled"
+
+
+class ColumnKind(StrEnum):
+    """What the numbers of `dispersion.column` are."""
+
+    weight = "weight"
+    neg_log_phi = "neg_log_phi"
+
+
+class Pooling(StrEnum):
+    """How the two responses' entropies become one."""
+
+    sequences = "sequences"
+    tokens = "tokens"
+
+
+class Span(StrEnum):
+    """Which tokens of a response count."""
+
+    response = "response"
+    skip_first = "skip_first"
 
 
 class ActivationCheckpointing(StrEnum):
@@ -70,6 +113,14 @@ class Order(StrEnum):
 
     shuffle = "shuffle"
     sequential = "sequential"
+    easy_first = "easy_first"
+    hard_first = "hard_first"
+    stratified = "stratified"
+
+    @property
+    def by_dispersion(self) -> bool:
+        """Whether it needs every training pair's dispersion."""
+        return self in (Order.easy_first, Order.hard_first, Order.stratified)
 
 
 def _at_least(key: str, value: float | None, minimum: float, strict: bool = False) -> None:
@@ -78,6 +129,21 @@ def _at_least(key: str, value: float | None, minimum: float, strict: bool = Fals
     if not math.isfinite(value) or value < minimum or (strict and value == minimum):
         bound = f"above {minimum:g}" if strict else f"at least {minimum:g}"
         raise RecipeError(f"{key}={value} is out of range; it must be {bound}.")
+
+
+def _auto_or_positive(key: str, value: float | str, word: str) -> None:
+    if value == word:
+        return
+    if isinstance(value, str):
+        raise RecipeError(f"{key}={value} is neither '{word}' nor a number above 0.")
+    _at_least(key, value, 0, strict=True)
+
+
+def _interval(key: str, value: list[float] | None, highest: float) -> None:
+    if value is not None and not (
+        len(value) == 2 and 0 <= value[0] < value[1] <= highest and math.isfinite(value[0])
+    ):
+        raise RecipeError(f"{key}={value} is not a pair 0 <= low < high <= {highest:g}.")
 
 
 @dataclass(kw_only=True)
@@ -115,18 +181,54 @@ class ModelConfig:
     """Storage type of the frozen reference. bfloat16 halves its memory on a large model."""
     attention: str = "sdpa"
     """Attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`)."""
+    chat_template: str | None = None
+    """null: the tokenizer's own. `plain` (texts one after another) and `dialogue` (Human and
+    Assistant turns) are for models that have none; or the path of a .jinja file."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank adapters; off unless they have a rank."""
+
+
+@dataclass(kw_only=True)
+class PartConfig:
+    """One of several data sets that are trained on together; what is null is the dataset's."""
+
+    path: str = MISSING
+    """As `dataset.path`."""
+    weight: float = 1.0
+    """Share of the training pairs, relative to the other parts'. No pair is taken twice: the part
+    that is shortest for its weight is taken whole. Held-out pairs are all taken."""
+    revision: str | None = None
+    """Hub commit, branch or tag."""
+    subset: str | None = None
+    """As `dataset.subset`."""
+    data_dir: str | None = None
+    """As `dataset.data_dir`."""
+    format: str = "auto"
+    """As `dataset.format`."""
+    train_split: str | None = None
+    """As `dataset.train_split`."""
+    eval_split: str | None = None
+    """As `dataset.eval_split`."""
+
+    def __post_init__(self) -> None:
+        _at_least("dataset.parts.*.weight", self.weight, 0, strict=True)
 
 
 @dataclass(kw_only=True)
 class DatasetConfig:
     """Preference pairs: where they are, how they are laid out, how long they may be."""
 
-    path: str = MISSING
-    """Hub id, file (.jsonl, .json, .csv, .parquet), directory, glob, or `package:NAME`."""
+    path: str | None = MISSING
+    """Hub id, file (.jsonl, .json, .csv, .parquet), directory, glob, or `package:NAME`. null where
+    `parts` names several."""
+    parts: dict[str, PartConfig] = field(default_factory=dict)
+    """A mixture: name to path, weight and the other keys of a part."""
     revision: str | None = None
     """Hub commit, branch or tag."""
+    subset: str | None = None
+    """Configuration of a hub data set that has several."""
+    data_dir: str | None = None
+    """Directory within a hub data set to read."""
     format: str = "auto"
     """Layout of a row; `auto` tells it from the columns or says what it saw."""
     train_split: str = "train"
@@ -143,31 +245,75 @@ class DatasetConfig:
     truncation: Truncation = Truncation.drop
     """drop: leave the pair out. keep_start: cut the responses' end (they then have no end token).
     keep_end: cut the prompt's beginning."""
+    header_in_response: bool = False
+    """Whether the assistant's header tokens count as response, as in the official release."""
+    on_error: OnError = OnError.stop
+    """What a row does that is no preference pair, or whose response's tokens cannot be told from
+    the prompt's: stop with the row's number, or leave it out and count it."""
+    pairing: Pairing = Pairing.best_worst
+    """Scored responses to one prompt: best against worst, or all pairs of different scores."""
+    min_score_ratio: float = 1.0
+    """SHP: least ratio of the two scores (the papers take 2)."""
+    min_score_gap: float = 0.0
+    """Scored responses: least difference of the two scores."""
+    max_pairs_per_prompt: int | None = None
+    """First so many pairs of a prompt; null takes all."""
 
     def __post_init__(self) -> None:
         _at_least("dataset.max_length", self.max_length, 2)
         _at_least("dataset.max_prompt_length", self.max_prompt_length, 1)
         _at_least("dataset.eval_size", self.eval_size, 0)
+        _at_least("dataset.min_score_ratio", self.min_score_ratio, 1)
+        _at_least("dataset.min_score_gap", self.min_score_gap, 0)
+        _at_least("dataset.max_pairs_per_prompt", self.max_pairs_per_prompt, 1)
+        if bool(self.parts) == (self.path is not None):
+            raise RecipeError(
+                "dataset takes either a path or parts: found "
+                + ("both. Set dataset.path=null." if self.parts else "neither.")
+            )
 
 
 @dataclass(kw_only=True)
 class DispersionConfig:
-    """From the reference's token entropies to w(x) = scale * -ln(H) and theta(x) = w(x) / 2."""
+    """From token entropies, a column or raters to w(x), and theta(x) = -log phi(x) = w(x) / 2."""
 
+    source: DispersionSource = DispersionSource.entropy
+    """entropy: the reference's token entropies. column: numbers in the data. raters: the
+    maximum-likelihood Mallows phi of each prompt's raters (data with `rater_scores`)."""
+    column: str | None = None
+    """Column of the data that holds a number for each pair (source=column)."""
+    column_is: ColumnKind = ColumnKind.weight
+    """Whether the column holds w or -log phi."""
     mode: DispersionMode = DispersionMode.estimated
     """estimated; constant: w = 1 for every pair; shuffled: the estimates permuted over pairs."""
     scale: int | float | str = "auto"
     """auto: mean of w is 1 over the training split. A number is used as it is (the official
     release's constant for Llama-3 on UltraFeedback is 0.29)."""
+    pooling: Pooling = Pooling.sequences
+    """sequences: the mean of the two responses' mean entropies (the official release). tokens: the
+    mean over all tokens of both."""
+    span: Span = Span.response
+    """response: all its tokens (the official release). skip_first: all but the first (the paper's
+    sum begins there)."""
+    normaliser: int | float | str = "log_vocab"
+    """log_vocab: entropies are shares of ln(vocabulary). A number: shares of so many nats."""
+    clamp: list[float] | None = None
+    """Lowest and highest w, such as [0.5, 2]; null: none. Applied after the scale."""
+    keep: list[float] | None = None
+    """Train only on pairs between these two quantiles of w, such as [0.1, 1] (w is high where the
+    reference is sure of itself); null: all. The scale is fitted on those that stay."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, str):
-            if self.scale != "auto":
-                raise RecipeError(
-                    f"dispersion.scale={self.scale} is neither 'auto' nor a number above 0."
-                )
-        else:
-            _at_least("dispersion.scale", self.scale, 0, strict=True)
+        _auto_or_positive("dispersion.scale", self.scale, "auto")
+        _auto_or_positive("dispersion.normaliser", self.normaliser, "log_vocab")
+        _interval("dispersion.clamp", self.clamp, math.inf)
+        _interval("dispersion.keep", self.keep, 1.0)
+        if (self.source is DispersionSource.column) != (self.column is not None):
+            raise RecipeError(
+                f"dispersion.source={self.source.value} and dispersion.column={self.column} do "
+                "not fit. Numbers of the data take both: dispersion.source=column "
+                "dispersion.column=NAME."
+            )
 
 
 @dataclass(kw_only=True)
@@ -177,10 +323,14 @@ class ReferenceConfig:
     store: str | None = None
     """Directory of the reference store; null: named by its fingerprint in the user's cache."""
     pack_tokens: int = 4096
-    """Tokens a forward pass may hold, padding included."""
+    """Tokens a forward pass may hold, padding included; halved where memory runs out."""
+    startup_check: int = 4
+    """Training pairs that the policy scores before the first step, to compare with the store; 0
+    turns the check off."""
 
     def __post_init__(self) -> None:
         _at_least("reference.pack_tokens", self.pack_tokens, 1)
+        _at_least("reference.startup_check", self.startup_check, 0)
 
 
 @dataclass(kw_only=True)
@@ -212,7 +362,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 turns it off."""
     order: Order = Order.shuffle
-    """shuffle: a new order each epoch, a pure function of seed and epoch."""
+    """shuffle: a new order each epoch, a pure function of seed and epoch. By dispersion: easy_first
+    (high w, the reference is sure, first), hard_first, stratified (each step spans the range)."""
 
     def __post_init__(self) -> None:
         for key in ("global_batch_size", "pack_tokens", "epochs", "max_steps"):

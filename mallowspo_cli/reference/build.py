@@ -1,14 +1,21 @@
-"""The reference pass: score what the store lacks with the frozen model."""
+"""The reference pass: score what the store lacks with the frozen model.
 
+Any number of processes may run it on one store at the same time, on one machine or on several that
+share the directory. Pairs lie in blocks that depend on the data alone; a process claims a block,
+scores it, and looks for the next.
+"""
+
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mallowspo_cli.data.tokenize import TokenizedPair
+from mallowspo_cli.data.table import TokenizedPair
 from mallowspo_cli.distributed import log, progress
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import cache_directory
@@ -17,16 +24,32 @@ from mallowspo_cli.objectives.base import PairEntropies, PairScores
 from mallowspo_cli.packing.layout import PairBatch, collate
 from mallowspo_cli.packing.packer import pack, padded_length
 from mallowspo_cli.recipe.schema import Dtype, ModelConfig, Precision, ReferenceConfig
+from mallowspo_cli.reference.claims import Claims
 from mallowspo_cli.reference.fingerprint import fingerprint
-from mallowspo_cli.reference.store import FORMAT, ReferenceRows, ReferenceStore
+from mallowspo_cli.reference.store import FORMAT, REBUILD, ReferenceRows, ReferenceStore
 from mallowspo_cli.scoring import PairScorer
 
 SECONDS_PER_SHARD = 20.0
 """How much work a killed pass can lose."""
+BLOCKS = 64
+"""About how many blocks a pass has."""
+PACKS_PER_BLOCK = (4, 32)
+"""Least and most packs of a block."""
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def store_path(directory: Path, model: ModelConfig, precision: Precision) -> Path:
+    """Where the store of a recipe's reference model lies unless `reference.store` says otherwise."""
+    key = fingerprint(directory, model, precision).key()
+    return cache_directory() / "reference" / f"v{FORMAT}-{key}"
 
 
 def open_store(
-    directory: Path, model: ModelConfig, reference: ReferenceConfig, precision: Precision
+    directory: Path,
+    model: ModelConfig,
+    reference: ReferenceConfig,
+    precision: Precision,
+    rebuild: str = REBUILD,
 ) -> ReferenceStore:
     """The store of a recipe's reference model, created when it is not there.
 
@@ -34,10 +57,10 @@ def open_store(
         CacheError: `reference.store` names a store that another model or set-up built.
     """
     expected = fingerprint(directory, model, precision)
-    default = cache_directory() / "reference" / f"v{FORMAT}-{expected.key()}"
+    default = store_path(directory, model, precision)
     path = Path(reference.store).expanduser() if reference.store else default
     if (path / "manifest.json").is_file():
-        return ReferenceStore.open(path, expected)
+        return ReferenceStore.open(path, expected, rebuild)
     return ReferenceStore.create(path, expected, _vocab_size(directory))
 
 
@@ -50,36 +73,189 @@ def complete_store(
     pack_tokens: int,
     device: torch.device,
 ) -> int:
-    """Score the pairs that the store lacks; returns how many those were.
+    """Score the pairs that the store lacks; returns how many of them this process scored.
 
-    The model is read from `directory`, whose digest is the store's, and never from a run.
+    Ends when the store has them all: blocks that other processes have claimed are waited for. The
+    model is read from `directory`, whose digest is the store's, and never from a run.
 
     Raises:
         ModelError: the model does not load, or gives scores that are not finite.
     """
+    store.refresh()
     by_id = {pair.pair_id: pair for pair in pairs}
-    wanted = [by_id[p] for p in store.missing(list(by_id))]
-    if not wanted:
+    new = len(store.missing(list(by_id)))
+    if not new:
         return 0
-    log.info("reference pass: %d of %d pairs are new", len(wanted), len(by_id))
-    scorer = PairScorer(load_model(directory, TORCH_DTYPES[model.dtype], model.attention))
-    scorer.eval().requires_grad_(False).to(device)
-    autocast = model.dtype is Dtype.float32 and precision is Precision.bf16
-    (packs,) = pack([padded_length(p) for p in wanted], pack_tokens)
-    pending: list[tuple[list[str], ReferenceRows]] = []
-    last_write = time.monotonic()
-    with progress("reference pass", len(wanted), "pairs") as advance:
-        for members in packs:
-            batch = collate([wanted[i] for i in members]).to(device)
-            rows = score_rows(scorer, batch, autocast)
-            _check_finite(rows, batch.pair_ids, directory)
-            pending.append((batch.pair_ids, rows))
-            advance(len(members))
+    log.info("reference pass: %d of %d pairs are new", new, len(by_id))
+    work = _Pass(store, directory, model, precision, pack_tokens, device)
+    claims = Claims(store.path / "claims")
+    blocks = list(_blocks(list(by_id.values()), pack_tokens))
+    with progress("reference pass", new, "pairs", "tokens") as advance:
+        while True:
+            done = new - len(store.missing(list(by_id)))
+            open_blocks = [b for b in blocks if store.missing(b.pair_ids)]
+            if not open_blocks:
+                return work.scored
+            before = work.scored
+            for block in open_blocks:
+                with claims.held(block.name) as ours:
+                    if not ours:
+                        continue
+                    # Another process may have finished it between our look and our claim.
+                    store.refresh()
+                    work.score_block(block, advance)
+            if work.scored == before:
+                time.sleep(1.0)
+            store.refresh()
+            seen = new - len(store.missing(list(by_id)))
+            advance(seen - done - (work.scored - before), 0)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Packs that one process scores."""
+
+    name: str
+    """From the ids of its pairs: the same in every process."""
+    packs: list[list[TokenizedPair]]
+
+    @property
+    def pair_ids(self) -> list[str]:
+        """Ids of all its pairs."""
+        return [pair.pair_id for members in self.packs for pair in members]
+
+
+def _blocks(pairs: Sequence[TokenizedPair], pack_tokens: int) -> Iterator[Block]:
+    """Longest pairs first: what is too large for the memory shows at once.
+
+    Which pairs share a pack depends on the data alone and not on what is there already, so a pass
+    that goes on where another stopped gives the same numbers, also in bfloat16.
+    """
+    (packs,) = pack([padded_length(pair) for pair in pairs], pack_tokens)
+    size = min(max(len(packs) // BLOCKS, PACKS_PER_BLOCK[0]), PACKS_PER_BLOCK[1])
+    for start in range(0, len(packs), size):
+        members = [[pairs[i] for i in chosen] for chosen in packs[start : start + size]]
+        ids = "".join(pair.pair_id for each in members for pair in each)
+        yield Block(hashlib.blake2b(ids.encode(), digest_size=12).hexdigest(), members)
+
+
+class _Pass:
+    """The model at work, loaded when the first block is claimed."""
+
+    def __init__(
+        self,
+        store: ReferenceStore,
+        directory: Path,
+        model: ModelConfig,
+        precision: Precision,
+        pack_tokens: int,
+        device: torch.device,
+    ):
+        self.store, self.directory, self.device = store, directory, device
+        self.model, self.precision = model, precision
+        self.budget = pack_tokens
+        self.scored = 0
+        self._scorer: PairScorer | None = None
+        self._pending: list[tuple[list[str], ReferenceRows]] = []
+
+    def score_block(self, block: Block, advance: Callable[[int, int], None]) -> None:
+        """Score the block's pairs that the store lacks, and write them."""
+        last_write = time.monotonic()
+        for members in self._missing_packs(block):
+            self._score(members)
+            self.scored += len(members)
+            advance(len(members), sum(_tokens(pair) for pair in members))
             if time.monotonic() - last_write > SECONDS_PER_SHARD:
-                _flush(store, pending)
+                self._flush()
                 last_write = time.monotonic()
-    _flush(store, pending)
-    return len(wanted)
+        self._flush()
+
+    def _missing_packs(self, block: Block) -> list[list[TokenizedPair]]:
+        """Packs of which every pair is missing, as they are; the rest of grown data, packed anew."""
+        missing = set(self.store.missing(block.pair_ids))
+        lacking = [[pair for pair in each if pair.pair_id in missing] for each in block.packs]
+        whole, rest = [], []
+        for left, full in zip(lacking, block.packs, strict=True):
+            if len(left) == len(full):
+                whole.append(left)
+            else:
+                rest += left
+        if not rest:
+            return whole
+        (packs,) = pack([padded_length(pair) for pair in rest], self.budget)
+        return [*whole, *([rest[i] for i in chosen] for chosen in packs)]
+
+    def _score(self, members: list[TokenizedPair]) -> None:
+        (packs,) = pack([padded_length(pair) for pair in members], self.budget)
+        for chosen in packs:
+            fitting = [members[i] for i in chosen]
+            batch = collate(fitting).to(self.device)
+            try:
+                rows = score_rows(self.scorer, batch, self._autocast)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+            else:
+                _check_finite(rows, batch.pair_ids, self.directory)
+                self._pending.append((batch.pair_ids, rows))
+                continue
+            # Outside the handler, which keeps what did not fit alive.
+            self._halve(fitting)
+            self._score(fitting)
+
+    def _halve(self, members: list[TokenizedPair]) -> None:
+        if len(members) == 1:
+            raise ModelError(
+                f"out of memory on one pair of {padded_length(members[0])} tokens. Lower "
+                "dataset.max_length, or set model.dtype=bfloat16."
+            )
+        self.budget = min(self.budget, 2 * padded_length(members[0]) * len(members)) // 2
+        log.info("out of memory: reference.pack_tokens is %d from here on", self.budget)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def scorer(self) -> PairScorer:
+        """The frozen model."""
+        if self._scorer is None:
+            self._scorer = load_scorer(self.directory, self.model, self.device)
+        return self._scorer
+
+    @property
+    def _autocast(self) -> bool:
+        return self.model.dtype is Dtype.float32 and self.precision is Precision.bf16
+
+    def _flush(self) -> None:
+        """Write the pending rows."""
+        if not self._pending:
+            return
+        ids = [pair for pair_ids, _ in self._pending for pair in pair_ids]
+        joined = {
+            name: torch.cat([getattr(rows, name) for _, rows in self._pending])
+            for name in ReferenceRows.__slots__
+        }
+        self.store.append(ids, ReferenceRows(**joined), self._about())
+        self._pending.clear()
+
+    def _about(self) -> dict[str, str]:
+        cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if cuda else "cpu"
+        return {"device": name, "pack_tokens": str(self.budget)}
+
+
+def load_scorer(directory: Path, model: ModelConfig, device: torch.device) -> PairScorer:
+    """The frozen reference model of a recipe, ready to score."""
+    scorer = PairScorer(load_model(directory, TORCH_DTYPES[model.dtype], model.attention))
+    return scorer.eval().requires_grad_(False).to(device)
+
+
+def _tokens(pair: TokenizedPair) -> int:
+    return 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(w in text for w in OUT_OF_MEMORY)
 
 
 def _check_finite(rows: ReferenceRows, pair_ids: list[str], directory: Path) -> None:
@@ -122,18 +298,6 @@ def _rows(scores: PairScores, entropies: PairEntropies) -> ReferenceRows:
         chosen_first_entropy=stored(entropies.chosen_first_entropy),
         rejected_first_entropy=stored(entropies.rejected_first_entropy),
     )
-
-
-def _flush(store: ReferenceStore, pending: list[tuple[list[str], ReferenceRows]]) -> None:
-    if not pending:
-        return
-    ids = [pair for pair_ids, _ in pending for pair in pair_ids]
-    joined = {
-        name: torch.cat([getattr(rows, name) for _, rows in pending])
-        for name in ReferenceRows.__slots__
-    }
-    store.append(ids, ReferenceRows(**joined))
-    pending.clear()
 
 
 def _vocab_size(directory: Path) -> int:

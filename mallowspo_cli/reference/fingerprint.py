@@ -10,22 +10,27 @@ import torch
 import transformers
 
 from mallowspo_cli.errors import ModelError
-from mallowspo_cli.files import sha256
+from mallowspo_cli.files import content_digest
 from mallowspo_cli.recipe.schema import Dtype, ModelConfig, Precision
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 
 
 @dataclass(frozen=True)
 class Fingerprint:
     """The reference model and how it is run. Loss, beta, learning rate, seed, batch and order are
-    not in it, nor is the data: rows are keyed by their tokens.
+    not in it, nor is the data: rows are keyed by their tokens, which change with template, header
+    and truncation. The device is not in it either: a store filled on a GPU serves a laptop.
     """
 
     weights: str
-    """Digest of the safetensors files."""
+    """Digest of the model's safetensors files."""
+    adapter: str
+    """Digest of the adapter's files in the model's directory, or `none`."""
     config: str
     """Digest of config.json."""
     tokenizer: str
-    """Digest of the tokenizer's files and chat template."""
+    """Digest of the tokenizer's vocabulary; templates are not part of it."""
     compute: str
     """Storage and compute type, such as `float32` or `bfloat16 autocast over float32`."""
     attention: str
@@ -38,9 +43,9 @@ class Fingerprint:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """Fields that differ, as `field: mine, not other's`."""
+        """Fields that differ, as `field: mine, now other's`."""
         return [
-            f"{f.name}: {getattr(self, f.name)}, not {getattr(other, f.name)}"
+            f"{f.name}: {getattr(self, f.name)}, now {getattr(other, f.name)}"
             for f in fields(self)
             if getattr(self, f.name) != getattr(other, f.name)
         ]
@@ -48,17 +53,21 @@ class Fingerprint:
 
 def fingerprint(directory: Path, config: ModelConfig, precision: Precision) -> Fingerprint:
     """The fingerprint of the model in `directory`, run as the recipe says."""
-    weights = sorted(directory.glob("*.safetensors"))
+    tensors = sorted(directory.glob("*.safetensors"))
+    adapter = [path for path in tensors if path.name.startswith("adapter_")]
+    weights = [path for path in tensors if path not in adapter]
     if not weights:
         raise ModelError(f"{directory} holds no safetensors weights.")
     if not (directory / "config.json").is_file():
         raise ModelError(f"{directory} holds no config.json.")
-    tokenizer = [directory / n for n in ("tokenizer.json", "tokenizer_config.json")]
-    tokenizer += sorted(directory.glob("chat_template*"))
+    if adapter:
+        adapter.append(directory / "adapter_config.json")
+    vocabulary = [directory / name for name in VOCABULARY_FILES]
     return Fingerprint(
         weights=_digest(weights),
+        adapter=_digest(adapter) if adapter else "none",
         config=_digest([directory / "config.json"]),
-        tokenizer=_digest([path for path in tokenizer if path.is_file()]),
+        tokenizer=_digest([path for path in vocabulary if path.is_file()]),
         compute=compute_name(config.dtype, precision),
         attention=config.attention,
         torch=torch.__version__.partition("+")[0],
@@ -78,6 +87,6 @@ def _digest(files: list[Path]) -> str:
     for path in files:
         # A hub blob is named by its sha256, so a file of many gigabytes need not be read.
         blob = path.resolve().name
-        content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else sha256(path)
+        content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else content_digest(path)
         digest.update(f"{path.name}\0{content}\n".encode())
     return digest.hexdigest()

@@ -1,7 +1,9 @@
 """Reference scores on disk: append-only Parquet shards under a manifest."""
 
+import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,12 +13,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import CacheError
 from mallowspo_cli.files import make_directory, whole_file, write_json
 from mallowspo_cli.reference.fingerprint import Fingerprint
 
-FORMAT = 1
-"""Version of the layout on disk."""
+FORMAT = 2
+"""Version of the layout on disk, and of what the numbers in it mean."""
+SHARDS = "rows-*.parquet"
+REBUILD = "mallowspo cache-ref recipe=..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +46,23 @@ SCHEMA = pa.schema(
 
 
 class ReferenceStore:
-    """Sums per pair content. Rows are only ever added."""
+    """Sums per pair content. Rows are only ever added, and a row that was read once stays.
+
+    Several processes may add to one store. Where two have scored the same pair the older shard
+    counts, for every reader.
+    """
 
     def __init__(self, path: Path, fingerprint: Fingerprint, vocab_size: int):
         self.path, self.fingerprint, self.vocab_size = path, fingerprint, vocab_size
+        self.damaged: list[Path] = []
+        """Shards that were not what their names say; their rows are missing."""
         self._index: dict[str, int] = {}
         self._rows = {
             c: torch.empty(0, dtype=torch.int64 if c.endswith("tokens") else torch.float32)
             for c in COLUMNS
         }
-        for shard in sorted(path.glob("rows-*.parquet")):
-            self._add(_read(shard))
+        self._known: set[str] = set()
+        self.refresh()
 
     @classmethod
     def create(cls, path: Path, expected: Fingerprint, vocab_size: int) -> "ReferenceStore":
@@ -61,7 +72,7 @@ class ReferenceStore:
             CacheError: `path` holds rows of which nothing says what built them.
         """
         make_directory(path, "the reference store")
-        if any(path.glob("rows-*.parquet")):
+        if any(path.glob(SHARDS)):
             raise CacheError(
                 f"{path} holds rows but no manifest.json, so nothing says which model they are of. "
                 "Remove the directory, or give another: reference.store=..."
@@ -71,8 +82,12 @@ class ReferenceStore:
         return cls(path, expected, vocab_size)
 
     @classmethod
-    def open(cls, path: Path, expected: Fingerprint) -> "ReferenceStore":
-        """An existing store.
+    def open(
+        cls, path: Path, expected: Fingerprint | None, rebuild: str = REBUILD
+    ) -> "ReferenceStore":
+        """An existing store; with `expected` None, whatever built it.
+
+        `rebuild` is the command that the error names.
 
         Raises:
             CacheError: missing, or built by another model or in another way: lists what differs.
@@ -92,16 +107,25 @@ class ReferenceStore:
                 f"{path / 'manifest.json'} is not a manifest of version {FORMAT}. Remove the "
                 "directory, or give another: reference.store=..."
             ) from error
-        differences = found.differences(expected)
-        if differences:
+        if expected is not None and (differences := found.differences(expected)):
             raise CacheError(
                 f"the reference store at {path} was built otherwise ({'; '.join(differences)}). "
-                "Give another directory (reference.store=...) or leave the key out."
+                f"Build another: {rebuild} reference.store=NEW (or leave reference.store out: its "
+                "place then follows from the model)."
             )
-        return cls(path, expected, vocab_size)
+        return cls(path, found, vocab_size)
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def pair_ids(self) -> list[str]:
+        """The ids of all rows, in the order in which they were added."""
+        return list(self._index)
+
+    def shards(self) -> list[Path]:
+        """The files of rows, oldest first."""
+        return sorted(self.path.glob(SHARDS))
 
     def missing(self, pair_ids: Sequence[str]) -> list[str]:
         """The ids that the store lacks, each once, in order."""
@@ -122,39 +146,72 @@ class ReferenceStore:
             ) from error
         return ReferenceRows(**{c: self._rows[c][index].to(device) for c in COLUMNS})
 
-    def append(self, pair_ids: Sequence[str], rows: ReferenceRows) -> None:
-        """Write a shard, whole or not at all."""
+    def append(
+        self, pair_ids: Sequence[str], rows: ReferenceRows, about: dict[str, str] | None = None
+    ) -> None:
+        """Write a shard, whole or not at all. `about` says how it was made, for people."""
         columns = {c: getattr(rows, c).cpu().numpy() for c in COLUMNS}
         table = pa.table({"pair_id": list(pair_ids), **columns}, schema=SCHEMA)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        data = sink.getvalue().to_pybytes()
-        with whole_file(self.path / f"rows-{_digest(data)}.parquet") as temporary:
-            temporary.write_bytes(data)
-        self._add(table)
+        name = write_shard(self.path, table.replace_schema_metadata(about or {}))
+        self._known.add(name)
+        self._add([table])
 
-    def _add(self, table: pa.Table) -> None:
+    def refresh(self) -> None:
+        """Read the shards that others have added since. Damaged ones are set aside."""
+        tables = []
+        for shard in self.shards():
+            if shard.name in self._known:
+                continue
+            self._known.add(shard.name)
+            try:
+                tables.append(read_shard(shard))
+            except CacheError as error:
+                log.warning("%s Its rows are computed again.", error)
+                self.damaged.append(shard)
+                # In a directory that cannot be written it stays, and is passed over each time.
+                with contextlib.suppress(OSError):
+                    shard.rename(shard.with_suffix(".damaged"))
+        if tables:
+            self._add(tables)
+
+    def _add(self, tables: Sequence[pa.Table]) -> None:
+        table = pa.concat_tables(t.replace_schema_metadata(None) for t in tables)
         offset = len(self._rows[COLUMNS[0]])
         for position, pair in enumerate(table["pair_id"].to_pylist()):
-            self._index[pair] = offset + position
+            self._index.setdefault(pair, offset + position)
         for c in COLUMNS:
             added = torch.from_numpy(table[c].to_numpy().copy()).to(self._rows[c].dtype)
             self._rows[c] = torch.cat([self._rows[c], added])
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def write_shard(directory: Path, table: pa.Table) -> str:
+    """Write rows under a name that tells their age and holds their bytes to account."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    data = sink.getvalue().to_pybytes()
+    name = f"rows-{time.time_ns():020d}-{_digest(data)}.parquet"
+    with whole_file(directory / name) as temporary:
+        temporary.write_bytes(data)
+    return name
 
 
-def _read(shard: Path) -> pa.Table:
+def read_shard(shard: Path) -> pa.Table:
+    """The rows of a file.
+
+    Raises:
+        CacheError: cut off, changed since it was written, or no rows of a store.
+    """
     # Parquet reads a flipped bit as another number; the file's name holds its bytes to account.
     try:
         data = shard.read_bytes()
-        if shard.name == f"rows-{_digest(data)}.parquet":
-            return pq.read_table(pa.BufferReader(data)).cast(SCHEMA)
+        if shard.name.endswith(f"-{_digest(data)}.parquet"):
+            table = pq.read_table(pa.BufferReader(data))
+            return table.cast(SCHEMA.with_metadata(table.schema.metadata))
         problem = "its content is not what its name says"
     except (pa.ArrowException, ValueError, OSError) as error:
         problem = str(error).splitlines()[0]
-    raise CacheError(
-        f"{shard} is damaged ({problem}). Delete it; the next pass computes its rows again."
-    )
+    raise CacheError(f"{shard} is damaged ({problem}).")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

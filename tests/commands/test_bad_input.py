@@ -72,7 +72,7 @@ def test_an_unknown_recipe_names_the_nearest(mallowspo: Command) -> None:
         ('{"prompt": "a", "chosen": "b"', "pairs.jsonl cannot be read as json"),
         (json.dumps({"question": "a", "answer": "b"}), "answer, question"),
         (json.dumps({"prompt": "a", "chosen": "b", "rejected": None}), "no rejected response"),
-        (json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}), "are equal"),
+        (json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}), "responses are equal"),
     ],
 )
 def test_data_that_cannot_be_trained_on_is_named_by_file_and_row(

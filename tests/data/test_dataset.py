@@ -202,7 +202,6 @@ def test_an_empty_file_and_an_unknown_ending_are_refused(tmp_path: Path) -> None
         ({"rejected": None}, "pairs.jsonl row 2: the pair has no rejected response."),
         ({"chosen": ""}, "pairs.jsonl row 2: the pair has no chosen response."),
         ({"prompt": None}, "pairs.jsonl row 2: there is no prompt; text responses need one."),
-        ({"chosen": "x", "rejected": "x"}, "pairs.jsonl row 2: chosen and rejected are equal"),
     ],
 )
 def test_a_row_that_is_no_pair_is_refused_by_file_and_row(

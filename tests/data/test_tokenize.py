@@ -309,7 +309,7 @@ def test_a_conversation_that_the_template_refuses_is_refused_with_its_words_and_
     )
     message = refusal(template, (Message("system", "x"), *user("y")))
     assert "no system prompts" in message
-    assert "system, user, assistant" in message
+    assert "roles: 'system, user'" in message
     # Jinja's own errors too, such as a key that is not there.
     assert "refuses" in refusal("{{ messages[0]['content'].nothing.more }}")
 

@@ -49,17 +49,30 @@ def test_the_configuration_is_in_it(directory: Path) -> None:
     assert changed(before, of(directory)) == ["config"]
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
-def test_the_tokenizer_and_its_chat_template_are_in_it(directory: Path, name: str) -> None:
+def test_the_vocabulary_is_in_it(directory: Path) -> None:
+    before, file = of(directory), directory / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|user|>", "<|human|>"))
+    assert changed(before, of(directory)) == ["tokenizer"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
+def test_templates_are_not_in_it_since_rows_are_keyed_by_their_tokens(
+    directory: Path, name: str
+) -> None:
     before, file = of(directory), directory / name
     file.write_text(file.read_text().replace("<|user|>", "<|human|>") + " ")
-    assert changed(before, of(directory)) == ["tokenizer"]
+    assert of(directory) == before
 
 
-def test_a_new_chat_template_is_in_it(directory: Path) -> None:
+def test_an_adapter_in_the_directory_is_in_it(directory: Path) -> None:
     before = of(directory)
-    (directory / "chat_template.json").write_text("{}")
-    assert changed(before, of(directory)) == ["tokenizer"]
+    assert before.adapter == "none"
+    (directory / "adapter_model.safetensors").write_bytes(b"weights")
+    (directory / "adapter_config.json").write_text("{}")
+    first = of(directory)
+    assert changed(before, first) == ["adapter"]
+    (directory / "adapter_config.json").write_text('{"r": 8}')
+    assert changed(first, of(directory)) == ["adapter"]
 
 
 def test_storage_and_compute_type_are_in_it(directory: Path) -> None:
@@ -119,7 +132,7 @@ def test_the_key_is_a_short_name_that_each_field_changes(directory: Path) -> Non
 
 
 def test_differences_name_both_values() -> None:
-    one = Fingerprint("w", "c", "t", "float32", "sdpa", "2.6", "5.0")
+    one = Fingerprint("w", "none", "c", "t", "float32", "sdpa", "2.6", "5.0")
     other = replace(one, attention="eager", torch="2.7")
-    assert one.differences(other) == ["attention: sdpa, not eager", "torch: 2.6, not 2.7"]
+    assert one.differences(other) == ["attention: sdpa, now eager", "torch: 2.6, now 2.7"]
     assert one.differences(one) == []

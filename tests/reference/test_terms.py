@@ -35,7 +35,7 @@ def fill(store: ReferenceStore, pair_ids: list[str], per_token: torch.Tensor) ->
 @pytest.fixture
 def store(tmp_path: Path) -> ReferenceStore:
     """A store of a training split, and of a held-out split of higher entropy."""
-    built = Fingerprint("w", "c", "t", "float32", "sdpa", "2.6", "5.0")
+    built = Fingerprint("w", "none", "c", "t", "float32", "sdpa", "2.6", "5.0")
     store = ReferenceStore.create(tmp_path / "store", built, VOCAB_SIZE)
     generator = torch.Generator().manual_seed(0)
     fill(store, TRAIN, 0.1 + 2 * torch.rand(len(TRAIN), generator=generator))

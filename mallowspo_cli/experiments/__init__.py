@@ -1,0 +1,1 @@
+"""Claims about the method, each put to the test by one command."""
