@@ -18,11 +18,11 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-WORDS = (
-    "the a of to and in is it that was for on are with as they at be this from have or by one had "
-    "not but what all were when we there can an your which their said if do will each about how up "
-    "out them then she many some so these would other into has more her two like him see time could"
-).split()
+WORDS = """
+    the a of to and in is it that was for on are with as they at be this from have or by one had not
+    but what all were when we there can an your which their said if do will each about how up out
+    them then she many some so these would other into has more her two like him see time could
+""".split()  # noqa: SIM905
 PREPARE = """
 import json, resource, sys, time
 from mallowspo_cli.data.prepare import prepare_split

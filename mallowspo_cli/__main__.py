@@ -101,6 +101,196 @@ def preferences(words: Sequence[str]) -> None:
 
 
 @cli.group()
+def data() -> None:
+    """Look at preference data before training on it.
+
+    \b
+    Example:
+      mallowspo data check dataset=local dataset.path=pairs.jsonl model=smollm2_135m
+    """
+
+
+DATA_WORDS = click.argument(
+    "words", nargs=-1, metavar="[recipe=NAME] [dataset=NAME] [model=NAME] [KEY=VALUE ...]"
+)
+
+
+@data.command("check")
+@DATA_WORDS
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
+def data_check(words: Sequence[str], as_json: bool) -> None:
+    """Rows and layouts, what is dropped and why, lengths, duplicates, contradictions, overlap.
+
+    \b
+    Example:
+      mallowspo data check recipe=quickstart
+      mallowspo data check dataset=local dataset.path=pairs.jsonl model=smollm2_135m --json
+
+    Nothing stops at a bad row here: every row is read, and causes are counted with examples. The
+    model's weights are not loaded.
+
+    \b
+    to=DIR      write findings.json and lengths.png there
+    KEY=VALUE   any recipe key
+    """
+    _verb("data").check(list(words), as_json=as_json)
+
+
+@data.command("show")
+@DATA_WORDS
+def data_show(words: Sequence[str]) -> None:
+    """Print a pair as the model sees it: the prompt, and in colour what is trained.
+
+    \b
+    Example:
+      mallowspo data show recipe=quickstart index=3
+      mallowspo data show recipe=quickstart split=eval tokens=true
+
+    \b
+    index=N       which pair (default 0)
+    split=train   or eval
+    tokens=true   one token after another, with their ids
+    """
+    _verb("data").show(list(words))
+
+
+@cli.group()
+def cache() -> None:
+    """Look into reference stores, compare, verify, export and clean them.
+
+    \b
+    Example:
+      mallowspo cache inspect recipe=quickstart
+
+    Every verb takes the words of `cache-ref`.
+    """
+
+
+@cache.command("inspect")
+@WORDS
+def cache_inspect(words: Sequence[str]) -> None:
+    """What built the recipe's store, how many rows it has, and which of the recipe's it lacks.
+
+    \b
+    Example:
+      mallowspo cache inspect recipe=quickstart
+    """
+    name, overrides = split_recipe(words, "cache inspect")
+    _verb("cache").inspect(name, overrides)
+
+
+@cache.command("verify")
+@WORDS
+def cache_verify(words: Sequence[str]) -> None:
+    """Score some of the recipe's pairs again and report the largest difference.
+
+    \b
+    Example:
+      mallowspo cache verify recipe=quickstart
+      mallowspo cache verify recipe=quickstart rows=64
+
+    \b
+    rows=N   how many pairs, drawn with the recipe's seed (default 16)
+    """
+    name, overrides = split_recipe(words, "cache verify")
+    _verb("cache").verify(name, overrides)
+
+
+@cache.command("diff")
+@WORDS
+def cache_diff(words: Sequence[str]) -> None:
+    """Compare the recipe's store with another: what built them, and rows that both have.
+
+    \b
+    Example:
+      mallowspo cache diff recipe=quickstart
+      mallowspo cache diff recipe=quickstart with=./a-store
+
+    \b
+    with=DIR   the other store (default: every store in the user's cache)
+    """
+    name, overrides = split_recipe(words, "cache diff")
+    _verb("cache").diff(name, overrides)
+
+
+@cache.command("gc")
+@WORDS
+def cache_gc(words: Sequence[str]) -> None:
+    """Tidy the recipe's store: merge shards, remove damaged and left-over files.
+
+    \b
+    Example:
+      mallowspo cache gc recipe=quickstart
+      mallowspo cache gc recipe=quickstart unused=drop
+
+    \b
+    unused=drop   drop rows of pairs that this recipe's data does not hold (default: keep)
+    days=N        also remove stores and prepared data in the cache unused for N days
+    """
+    name, overrides = split_recipe(words, "cache gc")
+    _verb("cache").gc(name, overrides)
+
+
+@cache.command("export")
+@WORDS
+def cache_export(words: Sequence[str]) -> None:
+    """Fill what is missing and write the recipe's rows, with their place in the data, to a file.
+
+    \b
+    Example:
+      mallowspo cache export recipe=quickstart to=rows.parquet
+
+    \b
+    to=FILE.parquet   the file to write
+    """
+    name, overrides = split_recipe(words, "cache export")
+    _verb("cache").export(name, overrides)
+
+
+@cli.command()
+@WORDS
+def dispersion(words: Sequence[str]) -> None:
+    """Report what the dispersion index does to a recipe's data, before paying for a run.
+
+    \b
+    Example:
+      mallowspo dispersion recipe=quickstart
+      mallowspo dispersion recipe=quickstart dispersion.pooling=tokens to=reports/tokens
+
+    Writes report.html, dispersion.json and pairs.parquet (w and beta w of each pair). Fills the
+    reference store where it lacks rows; otherwise no model is loaded.
+
+    \b
+    to=DIR   where to write (default: reports/NAME-dispersion)
+    """
+    name, overrides = split_recipe(words, "dispersion")
+    _verb("dispersion").run(name, overrides)
+
+
+@cli.group()
+def experiment() -> None:
+    """Experiments on the method itself.
+
+    \b
+    Example:
+      mallowspo experiment human-dispersion
+    """
+
+
+@experiment.command("human-dispersion")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
+def human_dispersion(words: Sequence[str]) -> None:
+    """Does token entropy measure human disagreement? Ratings by people against the estimator.
+
+    \b
+    Example:
+      mallowspo experiment human-dispersion
+      mallowspo experiment human-dispersion pairs=100 corpora=movies to=reports/small
+    """
+    _verb("experiment").run_human_dispersion(list(words))
+
+
+@cli.group()
 def recipes() -> None:
     """List, show and find recipes.
 

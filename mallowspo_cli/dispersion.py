@@ -5,8 +5,10 @@ weight). Source: MallowsPO (arXiv 2405.14953) as its release computes it, with t
 entropy: the sum of the printed formula gives negative weights at ordinary lengths. Where we differ:
 the entropy is clamped, and the scale is found from the data instead of the release's 0.29.
 
-A pair with an empty response has no entropy. It is carried as NaN, gets weight 1, and is left out
-of the scale; `empty_count` says how many there are.
+The same w can come from elsewhere: a column of the data, or the agreement of raters (`raters.py`).
+`raw` is w before its scale, whatever it comes from. A pair of which nothing is known (an empty
+response, no raters) is carried as NaN, gets weight 1, and is left out of the scale; `empty_count`
+says how many there are.
 """
 
 import math
@@ -29,40 +31,65 @@ def normalised_entropy(
     rejected_entropy: Tensor,
     rejected_tokens: Tensor,
     vocab_size: int,
+    pool_tokens: bool = False,
+    normaliser: float | None = None,
 ) -> Tensor:
     """Mean token entropy of a pair as a share of ln(vocab_size), clamped to [LOWEST, HIGHEST].
 
     Shapes: all (B,). Entropies in nats, summed over a response's tokens; each response counts
-    alike, whatever its length. Returns (B,), float32 or better, NaN where a response is empty.
+    alike, whatever its length, or each token where `pool_tokens` is set. Returns (B,), float32 or
+    better, NaN where a response is empty.
 
     `vocab_size` is the width of the logits (the release's choice), not the tokenizer's size. The
-    choice matters: after the logarithm of `weight` it is a shift, not a scale.
+    choice matters: after the logarithm of `raw_weight` it is a shift, not a scale. `normaliser`
+    gives other nats than ln(vocab_size) to take shares of.
     """
     if vocab_size < 2:
         raise ValueError(f"expected a vocabulary of at least 2 tokens, found {vocab_size}")
     chosen = _per_token(chosen_entropy, chosen_tokens)
     rejected = _per_token(rejected_entropy, rejected_tokens)
-    return ((chosen + rejected) / (2 * math.log(vocab_size))).clamp(LOWEST, HIGHEST)
+    mean = (chosen + rejected) / 2
+    if pool_tokens:
+        tokens = chosen_tokens + rejected_tokens
+        share = chosen_tokens / tokens.clamp(min=1)
+        mean = share * chosen + (1 - share) * rejected
+    return (mean / (normaliser or math.log(vocab_size))).clamp(LOWEST, HIGHEST)
 
 
-def unit_mean_scale(entropy: Tensor) -> float:
-    """The scale c for which w = c * -ln(entropy) has mean 1 over `entropy`, (N,), the train split.
+def raw_weight(entropy: Tensor) -> Tensor:
+    """-ln(entropy), (B,) float64: w before its scale; NaN where the entropy is."""
+    return -entropy.double().log()
 
-    Computed in float64. Raises DataError if no pair has an entropy.
+
+def unit_mean_scale(raw: Tensor) -> float:
+    """The scale c for which w = c * raw has mean 1 over `raw`, (N,), the train split.
+
+    Computed in float64. Raises DataError if no pair has a value, or if all are 0.
     """
-    known = entropy.detach().cpu().double()
+    known = raw.detach().cpu().double()
     known = known[~known.isnan()]
     if known.numel() == 0:
         raise DataError(
-            f"no dispersion scale: each of the {entropy.numel()} pairs has an empty response. "
-            "Give training pairs whose responses have text."
+            f"no dispersion scale: none of the {raw.numel()} training pairs has a dispersion. "
+            "Are their responses empty, or has the data no raters (dispersion.source=raters)?"
         )
-    return 1 / float(-known.log().mean())
+    if not bool(known.any()):
+        raise DataError("no dispersion scale: w is 0 for every training pair.")
+    return 1 / float(known.mean())
 
 
-def weight(entropy: Tensor, scale: float) -> Tensor:
-    """w = scale * -ln(entropy), (B,); 1 where the entropy is NaN (an empty response)."""
-    return torch.where(entropy.isnan(), 1.0, scale * -entropy.log())
+def weight(raw: Tensor, scale: float, bounds: tuple[float, float] = (0, math.inf)) -> Tensor:
+    """w = scale * raw within bounds, (B,); 1 where raw is NaN (nothing is known of the prompt)."""
+    return torch.where(raw.isnan(), 1.0, (scale * raw).clamp(*bounds))
+
+
+def within_quantiles(raw: Tensor, low: float, high: float) -> Tensor:
+    """(N,) bool: which values lie between two quantiles of the known ones; NaN is kept."""
+    known = raw[~raw.isnan()].double()
+    if known.numel() == 0:
+        return torch.ones_like(raw, dtype=torch.bool)
+    lowest, highest = torch.quantile(known, torch.tensor([low, high], dtype=known.dtype))
+    return raw.isnan() | ((raw >= lowest) & (raw <= highest))
 
 
 def neg_log_phi(weight: Tensor) -> Tensor:
@@ -76,7 +103,7 @@ def clamped_count(entropy: Tensor) -> int:
 
 
 def empty_count(entropy: Tensor) -> int:
-    """How many pairs have no entropy because a response is empty."""
+    """How many pairs have no value: a response is empty, or no raters were there."""
     return int(entropy.isnan().sum())
 
 

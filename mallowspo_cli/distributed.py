@@ -125,6 +125,8 @@ class _Lines:
         self.last = self.rates.start
 
     def __call__(self, count: int, amount: int = 0) -> None:
+        if count == 0:
+            return
         self.rates.add(count, amount)
         now, done = time.monotonic(), self.rates.done
         if now - self.last < 20 and done < self.total:
@@ -222,7 +224,7 @@ def _launch_name() -> str:
 
 
 def _start_time(process: int) -> str:
-    """When a process began, in the kernel's ticks: with its number a name that is not used twice."""
+    """When a process began, in ticks: with its number a name that is never used twice."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

@@ -13,6 +13,16 @@ from mallowspo_cli.errors import DataError
 VOCAB = 128_256
 
 
+def weigh(entropy: torch.Tensor, scale: float) -> torch.Tensor:
+    """w of normalised entropies."""
+    return dispersion.weight(dispersion.raw_weight(entropy), scale)
+
+
+def fit(entropy: torch.Tensor) -> float:
+    """The scale of normalised entropies."""
+    return dispersion.unit_mean_scale(dispersion.raw_weight(entropy))
+
+
 def entropies(*nats_per_token: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Normalised entropies of pairs whose two responses, of 5 and 9 tokens, have these means."""
     mean = torch.tensor(nats_per_token, dtype=dtype)
@@ -29,7 +39,7 @@ def test_each_response_counts_alike_whatever_its_length() -> None:
 
 def test_the_releases_scale_gives_the_tabled_weights() -> None:
     # method notes, 2.3: with c = 0.29.
-    weights = dispersion.weight(entropies(0.2, 0.3, 0.5, 0.8, 1.2, 2.0), 0.29)
+    weights = weigh(entropies(0.2, 0.3, 0.5, 0.8, 1.2, 2.0), 0.29)
     assert weights.tolist() == pytest.approx([1.18, 1.06, 0.92, 0.78, 0.66, 0.51], abs=6e-3)
 
 
@@ -37,7 +47,7 @@ def test_a_long_response_keeps_its_weight_positive_where_the_printed_sum_does_no
     tokens = torch.tensor([300])
     summed = torch.tensor([0.37 * 300])
     entropy = dispersion.normalised_entropy(summed, tokens, summed, tokens, VOCAB)
-    assert dispersion.weight(entropy, 1.0).item() > 0
+    assert weigh(entropy, 1.0).item() > 0
     assert -math.log(2 * summed.item() / (2 * math.log(VOCAB))) < 0
 
 
@@ -47,7 +57,7 @@ def test_uniform_logits_give_no_weight_and_one_hot_logits_are_clamped() -> None:
     entropy = dispersion.normalised_entropy(summed, tokens, summed, tokens, VOCAB)
     assert entropy.tolist() == pytest.approx([1.0, 0.0], abs=2e-6)
     assert dispersion.clamped_count(entropy) == 2
-    weights = dispersion.weight(entropy, 1.0)
+    weights = weigh(entropy, 1.0)
     assert weights.tolist() == pytest.approx([0.0, -math.log(1e-6)], abs=2e-6)
     assert (weights > 0).all()
 
@@ -70,7 +80,7 @@ def test_entropy_is_inside_the_bounds_and_more_of_it_never_weighs_more(
     found = entropies(*sorted(means), dtype=dtype)
     assert found.dtype == dtype
     assert ((found > 0) & (found < 1)).all()
-    assert (dispersion.weight(found, 0.29).diff() <= 0).all()
+    assert (weigh(found, 0.29).diff() <= 0).all()
 
 
 @given(
@@ -80,13 +90,13 @@ def test_entropy_is_inside_the_bounds_and_more_of_it_never_weighs_more(
 @settings(deadline=None)
 def test_the_scale_makes_the_mean_weight_one(means: list[float], dtype: torch.dtype) -> None:
     found = entropies(*means, dtype=dtype)
-    weights = dispersion.weight(found, dispersion.unit_mean_scale(found))
+    weights = weigh(found, fit(found))
     assert weights.double().mean().item() == pytest.approx(1, abs=1e-6)
 
 
 def test_the_scale_is_computed_in_double_and_near_the_releases_at_its_entropy() -> None:
     found = entropies(0.374, dtype=torch.float32)
-    scale = dispersion.unit_mean_scale(found)
+    scale = fit(found)
     assert scale == pytest.approx(1 / -math.log(found[0].item()), rel=1e-12)
     assert scale == pytest.approx(0.29, abs=1e-3)
 
@@ -105,16 +115,16 @@ def test_an_empty_response_gives_weight_one_and_is_counted_and_kept_out_of_the_s
     found = dispersion.normalised_entropy(summed, tokens, summed, other, VOCAB)
     assert dispersion.empty_count(found) == 2
     assert dispersion.clamped_count(found) == 0
-    scale = dispersion.unit_mean_scale(found)
-    weights = dispersion.weight(found, scale)
+    scale = fit(found)
+    weights = weigh(found, scale)
     assert weights[1:3].tolist() == [1.0, 1.0]
-    assert scale == dispersion.unit_mean_scale(found[[0, 3]])
+    assert scale == fit(found[[0, 3]])
     assert weights.mean().item() == pytest.approx(1, abs=1e-6)
 
 
 def test_no_scale_can_be_had_from_empty_responses_alone() -> None:
-    with pytest.raises(DataError, match="each of the 2 pairs has an empty response"):
-        dispersion.unit_mean_scale(torch.full((2,), torch.nan))
+    with pytest.raises(DataError, match="none of the 2 training pairs has a dispersion"):
+        fit(torch.full((2,), torch.nan))
 
 
 def test_a_vocabulary_without_a_choice_is_refused() -> None:

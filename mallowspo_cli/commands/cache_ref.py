@@ -14,5 +14,5 @@ def run(name: str, overrides: list[str]) -> None:
     objective = recipe.objective
     if not (objective.needs_reference or objective.needs_dispersion):
         log.info("%s reads no reference; scoring all the same", type(objective).__name__)
-    store = filled_store(recipe, prepare(recipe), default_device())
+    store, _ = filled_store(recipe, prepare(recipe), default_device())
     click.echo(store.path)

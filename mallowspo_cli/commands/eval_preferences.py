@@ -26,7 +26,7 @@ from mallowspo_cli.packing.layout import PairBatch
 from mallowspo_cli.recipe.find import option_names
 from mallowspo_cli.recipe.load import load_base, load_recipe
 from mallowspo_cli.recipe.schema import ModelConfig, Precision, Recipe
-from mallowspo_cli.reference.terms import Reference
+from mallowspo_cli.reference.terms import Reference, numbers_of
 from mallowspo_cli.scoring import PairScorer
 
 OWN_KEYS = ("model", "reference", "eval.limit", "eval.output")
@@ -192,11 +192,14 @@ def _reference(subject: Subject, prepared: Prepared, device: torch.device) -> Re
         objective.needs_dispersion and subject.scale is None and recipe.dispersion.scale == "auto"
     )
     fitted = prepared.train if fit_scale else prepared.held_out
-    held_out = prepared.held_out
-    store = complete(recipe, prepared.directory, [*held_out, *fitted], device)
-    reference = Reference(store, recipe.dispersion, fitted.pair_ids, recipe.seed, subject.scale)
+    held_out, config = prepared.held_out, recipe.dispersion
+    store, _ = complete(recipe, prepared.directory, [*held_out, *fitted], device)
+    reference = Reference(
+        *(store, config, fitted.pair_ids, recipe.seed, subject.scale),
+        numbers=numbers_of(config, fitted),
+    )
     if fit_scale:
-        reference.add(held_out.pair_ids)
+        reference.add(held_out.pair_ids, numbers_of(config, held_out))
     return reference
 
 

@@ -1,5 +1,7 @@
 """From a recipe to what every verb needs: model files, tokenizer, tokenised pairs, reference."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,31 +83,54 @@ def one_process(verb: str) -> None:
         )
 
 
-def filled_store(recipe: Recipe, prepared: Prepared, device: torch.device) -> ReferenceStore:
-    """The reference store, with a row for every pair of the recipe.
+def filled_store(
+    recipe: Recipe, prepared: Prepared, device: torch.device
+) -> tuple[ReferenceStore, dict[str, int]]:
+    """The reference store with a row for every pair of the recipe, and how many pairs were scored
+    for that and how many were there.
 
     Split by split: evaluation then packs the held-out pairs as the pass did, so that a policy equal
     to its reference has margins of exactly 0 on them.
     """
-    store = complete(recipe, prepared.directory, prepared.train, device)
-    if prepared.held_out is None:
-        return store
-    return complete(recipe, prepared.directory, prepared.held_out, device)
+    counts = {"scored": 0, "reused": 0}
+    store = None
+    for split in prepared.splits.values():
+        store, scored = complete(recipe, prepared.directory, split.pairs, device)
+        counts["scored"] += scored
+        counts["reused"] += len(set(split.pairs.pair_ids)) - scored
+    assert store is not None
+    return store, counts
 
 
 def complete(
     recipe: Recipe, directory: Path, pairs: Sequence[TokenizedPair], device: torch.device
-) -> ReferenceStore:
-    """The store of the recipe's reference in `directory`, with a row for each of `pairs`."""
+) -> tuple[ReferenceStore, int]:
+    """The store of the recipe's reference in `directory`, with a row for each of `pairs`, and how
+    many of them were scored now.
+    """
     precision = recipe.train.precision
-    store = open_store(directory, recipe.model, recipe.reference, precision)
+    store = recipe_store(recipe, directory)
     pack_tokens = recipe.reference.pack_tokens
     new = complete_store(store, pairs, directory, recipe.model, precision, pack_tokens, device)
     if new == 0:
         log.info("reference store: every pair is there (%s)", store.path)
     else:
         log.info("reference store: %d pairs added (%s)", new, store.path)
-    return store
+    return store, new
+
+
+def recipe_store(recipe: Recipe, directory: Path) -> ReferenceStore:
+    """The store of a recipe's reference, made when it is not there.
+
+    Raises:
+        CacheError: `reference.store` names a store that was built otherwise; says what differs and
+            how to build another.
+    """
+    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    kept = [shlex.quote(w) for w in words if not w.startswith("reference.store=")]
+    rebuild = " ".join(["mallowspo cache-ref", *kept])
+    precision = recipe.train.precision
+    return open_store(directory, recipe.model, recipe.reference, precision, rebuild)
 
 
 def default_device() -> torch.device:

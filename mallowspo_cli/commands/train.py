@@ -6,7 +6,7 @@ import json
 import resource
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mallowspo_cli.commands.prepare import (
     prepare,
 )
 from mallowspo_cli.commands.show import print_pair, print_results
+from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import MallowsPOError, TrainingError
 from mallowspo_cli.evaluation.generate import SequenceKL, sample_pairs, sequence_kl
@@ -30,7 +31,7 @@ from mallowspo_cli.models.load import load_model, load_policy
 from mallowspo_cli.objectives.base import objective_name
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 from mallowspo_cli.recipe.schema import Precision, Recipe
-from mallowspo_cli.reference.terms import Reference
+from mallowspo_cli.reference.terms import Reference, kept_pairs, numbers_of
 from mallowspo_cli.report.model_card import model_card
 from mallowspo_cli.report.run_report import write_report
 from mallowspo_cli.scoring import PairScorer
@@ -38,6 +39,7 @@ from mallowspo_cli.training.checkpoint import TrainState, load_checkpoint, whole
 from mallowspo_cli.training.loop import Run, fit, total_steps
 from mallowspo_cli.training.metrics import MetricsFile, read_metrics
 from mallowspo_cli.training.optim import build_optimizer
+from mallowspo_cli.training.order import PairOrder
 from mallowspo_cli.training.run_directory import check_directory, claim, environment, locked
 
 DRY_RUN_ROWS = 200
@@ -67,14 +69,16 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     recipe = loaded.recipe
     trackers = _trackers(recipe)
     prepared = prepare(recipe)
-    steps = total_steps(recipe, len(prepared.train))
-    reference = _reference(recipe, prepared)
+    known = _known(recipe, prepared)
+    pairs = known.train_pairs
+    steps = total_steps(recipe, len(pairs))
     policy = load_policy(
         recipe.model, prepared.directory, recipe.train.activation_checkpointing, recipe.seed
     )
-    claim(directory, loaded, _data_file(prepared, reference))
+    reference = known.reference
+    claim(directory, loaded, _data_file(prepared, known), {"reference_pass": known.counts})
     if reference is not None:
-        write_json(directory / "dispersion.json", _dispersion_file(prepared, reference))
+        write_json(directory / "dispersion.json", _dispersion_file(pairs, reference))
     set_seed(recipe.seed)
     accelerator = _accelerator(recipe, directory, trackers)
     scorer = PairScorer(policy)
@@ -86,8 +90,9 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
         accelerator=accelerator,
         scorer=scorer,
         optimizer=optimizer,
-        train_pairs=prepared.train,
+        train_pairs=pairs,
         eval_pairs=prepared.held_out or (),
+        order=_order(recipe, pairs, reference),
         metrics=MetricsFile(directory / "metrics.jsonl"),
         total_steps=steps,
     )
@@ -109,29 +114,61 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     accelerator.end_training()
 
 
-def _reference(recipe: Recipe, prepared: Prepared) -> Reference | None:
-    """What the objective needs of the reference; None where it needs nothing."""
-    objective = recipe.objective
-    if not (objective.needs_reference or objective.needs_dispersion):
-        return None
-    store = filled_store(recipe, prepared, default_device())
-    reference = Reference(store, recipe.dispersion, prepared.train.pair_ids, recipe.seed)
+@dataclass(frozen=True)
+class Known:
+    """What is known of the training pairs before the first step."""
+
+    train_pairs: TokenizedPairs
+    reference: Reference | None
+    counts: dict[str, int]
+    """Pairs that the reference pass of this run scored, and those that were there."""
+
+
+def _known(recipe: Recipe, prepared: Prepared) -> Known:
+    """The reference's scores and the dispersion, where the recipe needs them, and the pairs that
+    its filter keeps.
+    """
+    pairs, objective = prepared.train, recipe.objective
+    needed = objective.needs_reference or objective.needs_dispersion
+    if not needed and not recipe.train.order.by_dispersion and recipe.dispersion.keep is None:
+        return Known(pairs, None, {"scored": 0, "reused": 0})
+    store, counts = filled_store(recipe, prepared, default_device())
+    if recipe.dispersion.keep is not None:
+        pairs = kept_pairs(store, recipe.dispersion, pairs)
+    reference = Reference(
+        store,
+        recipe.dispersion,
+        pairs.pair_ids,
+        recipe.seed,
+        numbers=numbers_of(recipe.dispersion, pairs),
+    )
     if prepared.held_out:
-        reference.add(prepared.held_out.pair_ids)
+        held_out = prepared.held_out
+        reference.add(held_out.pair_ids, numbers_of(recipe.dispersion, held_out))
     summary = reference.summary
     log.info(
-        "dispersion (%s): w = %.4f * -ln(entropy), mean %.3f, from %.3f to %.3f; %d clamped",
-        *(summary.mode, summary.scale, summary.weight_mean, summary.weight_min),
-        *(summary.weight_max, summary.clamped),
+        "dispersion (%s, %s): scale %.4f, w has mean %.3f, from %.3f to %.3f; %d clamped, "
+        "%d unknown",
+        *(summary.source, summary.mode, summary.scale, summary.weight_mean, summary.weight_min),
+        *(summary.weight_max, summary.clamped, summary.empty),
     )
-    return reference
+    return Known(pairs, reference, counts)
 
 
-def _data_file(prepared: Prepared, reference: Reference | None) -> dict[str, Any]:
+def _order(recipe: Recipe, pairs: TokenizedPairs, reference: Reference | None) -> PairOrder:
+    by_weight = recipe.train.order.by_dispersion
+    assert reference is not None or not by_weight
+    weights = reference.estimates(pairs.pair_ids).tolist() if reference and by_weight else None
+    batch_size = recipe.train.global_batch_size
+    return PairOrder(len(pairs), batch_size, recipe.seed, recipe.train.order, weights)
+
+
+def _data_file(prepared: Prepared, known: Known) -> dict[str, Any]:
     """What a resumed run has to find as it was."""
-    splits = {"train": prepared.train.pair_ids}
+    splits = {"train": known.train_pairs.pair_ids}
     if prepared.held_out is not None:
         splits["held_out"] = prepared.held_out.pair_ids
+    reference = known.reference
     return {
         **{f"{name}_pairs": len(ids) for name, ids in splits.items()},
         **{
@@ -143,8 +180,8 @@ def _data_file(prepared: Prepared, reference: Reference | None) -> dict[str, Any
     }
 
 
-def _dispersion_file(prepared: Prepared, reference: Reference) -> dict[str, Any]:
-    weights = reference.weights(prepared.train.pair_ids).double()
+def _dispersion_file(pairs: TokenizedPairs, reference: Reference) -> dict[str, Any]:
+    weights = reference.weights(pairs.pair_ids).double()
     quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
     found = torch.quantile(weights, torch.tensor(quantiles, dtype=weights.dtype)).tolist()
     counts, edges = torch.histogram(weights, bins=60)

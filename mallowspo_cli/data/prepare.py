@@ -16,7 +16,6 @@ from mallowspo_cli.data.sources import Source, open_sources
 from mallowspo_cli.data.table import TokenizedPairs, map_table, write_table
 from mallowspo_cli.data.tokenize import check_losses, stop_at_broken, tokenize_items
 from mallowspo_cli.distributed import log, progress
-from mallowspo_cli.errors import DataError
 from mallowspo_cli.files import cache_directory, make_directory, whole_file, write_json
 from mallowspo_cli.recipe.schema import DatasetConfig
 
@@ -73,6 +72,7 @@ def prepare_split(
     found = [_prepared(source, tokenizer, config, column, limit) for source in sources]
     tables = [table for source in found for table in source.tables]
     every = TokenizedPairs(tables)
+    check_losses(every, config)
     sizes = [sum(len(table) for table in source.tables) for source in found]
     keys, usable = every.raw("prompt_key"), every.valid("pair_id")
     known = every.valid("prompt_key")

@@ -39,7 +39,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def store_path(directory: Path, model: ModelConfig, precision: Precision) -> Path:
-    """Where the store of a recipe's reference model lies unless `reference.store` says otherwise."""
+    """Where a reference model has its store unless `reference.store` says otherwise."""
     key = fingerprint(directory, model, precision).key()
     return cache_directory() / "reference" / f"v{FORMAT}-{key}"
 
@@ -171,7 +171,7 @@ class _Pass:
         self._flush()
 
     def _missing_packs(self, block: Block) -> list[list[TokenizedPair]]:
-        """Packs of which every pair is missing, as they are; the rest of grown data, packed anew."""
+        """Packs that are missing whole, as they are; what is left of others, packed anew."""
         missing = set(self.store.missing(block.pair_ids))
         lacking = [[pair for pair in each if pair.pair_id in missing] for each in block.packs]
         whole, rest = [], []

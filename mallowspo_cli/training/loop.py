@@ -19,12 +19,14 @@ from mallowspo_cli.evaluation.preference import evaluate_preferences, win_indica
 from mallowspo_cli.objectives.base import Objective, ObjectiveOutput, PairScores, ReferenceScores
 from mallowspo_cli.packing.layout import PairBatch, collate
 from mallowspo_cli.packing.packer import pack, padded_length
-from mallowspo_cli.recipe.schema import Recipe
+from mallowspo_cli.recipe.schema import Dtype, Recipe
+from mallowspo_cli.reference.fingerprint import compute_name
 from mallowspo_cli.reference.terms import Reference
 from mallowspo_cli.training.checkpoint import TrainState, save_checkpoint
 from mallowspo_cli.training.metrics import MetricsFile
 from mallowspo_cli.training.optim import learning_rate
-from mallowspo_cli.training.order import step_indices
+from mallowspo_cli.training.order import PairOrder
+from mallowspo_cli.training.startup import check_start, sample
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Run:
     optimizer: Any
     train_pairs: Sequence[TokenizedPair]
     eval_pairs: Sequence[TokenizedPair]
+    order: PairOrder
     metrics: MetricsFile
     total_steps: int
     """Optimizer steps of the whole run."""
@@ -45,10 +48,7 @@ class Run:
     def packs(self, step: int) -> list[PairBatch]:
         """This process's packs of an optimizer step."""
         train = self.recipe.train
-        indices = step_indices(
-            step, train.global_batch_size, len(self.train_pairs), self.recipe.seed, train.order
-        )
-        pairs = [self.train_pairs[i] for i in indices]
+        pairs = [self.train_pairs[i] for i in self.order.step(step)]
         mine = pack(
             [padded_length(p) for p in pairs], train.pack_tokens, self.accelerator.num_processes
         )[self.accelerator.process_index]
@@ -71,6 +71,25 @@ class Run:
         )
         self.scorer.train()
         self.write({"step": state.step, "epoch": self.epoch(state.step), **report.metrics()})
+
+    def check_start(self, objective: Objective, reference: Reference) -> None:
+        """Compare the policy with the reference before the first step.
+
+        Raises:
+            CacheError: they are not one model.
+        """
+        pairs = sample(self.train_pairs, self.recipe.reference.startup_check)
+        if not pairs:
+            return
+        self.scorer.eval()
+        compute = compute_name(Dtype.float32, self.recipe.train.precision)
+        device = self.accelerator.device
+        worst = check_start(self.scorer, pairs, objective, reference, compute, device)
+        self.scorer.train()
+        log.info(
+            "start-up check: log-probs of %d pairs within %.1e nats of the store",
+            *(len(pairs), worst),
+        )
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint."""
@@ -113,11 +132,13 @@ def fit(run: Run, objective: Objective, reference: Reference | None, state: Trai
 
     Raises:
         TrainingError: a loss or gradient is not finite.
-        CacheError: the reference lacks a pair.
+        CacheError: the reference lacks a pair, or is of another model than the policy.
     """
     recipe, total = run.recipe, run.total_steps
     if state.step == total:
         return
+    if reference is not None and state.step == 0:
+        run.check_start(objective, reference)
     if recipe.eval.at_start and state.step == 0:
         run.evaluate(objective, reference, state)
     run.scorer.train()

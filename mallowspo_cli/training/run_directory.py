@@ -63,11 +63,14 @@ def locked(directory: Path) -> Iterator[None]:
             (directory / LOCK).unlink(missing_ok=True)
 
 
-def claim(directory: Path, loaded: LoadedRecipe, data: dict[str, Any]) -> None:
+def claim(
+    directory: Path, loaded: LoadedRecipe, data: dict[str, Any], about: dict[str, Any]
+) -> None:
     """Write what the run is. Until then nothing stands in the way of a mended command.
 
     Args:
         data: what the run is trained on and weighed by; a resumed run has to find the same.
+        about: what else belongs into environment.json.
 
     Raises:
         CheckpointError: the run began with other data.
@@ -82,7 +85,7 @@ def claim(directory: Path, loaded: LoadedRecipe, data: dict[str, Any]) -> None:
     write_json(file, data)
     write_text(directory / "recipe.yaml", loaded.to_yaml())
     write_text(directory / "overrides.yaml", yaml.safe_dump(loaded.overrides))
-    write_json(directory / "environment.json", environment())
+    write_json(directory / "environment.json", {**environment(), **about})
 
 
 def environment() -> dict[str, Any]:

@@ -160,7 +160,7 @@ def test_a_cache_of_another_model_is_refused_with_what_differs(
     words = [*tiny_words, "reference.store=mine"]
     assert mallowspo("cache-ref", *words).code == 0
     line = complaint(mallowspo("train", *words, "train.precision=bf16"))
-    assert "compute: float32, not bfloat16 autocast over float32" in line
+    assert "compute: float32, now bfloat16 autocast over float32" in line
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(

@@ -75,7 +75,7 @@ def scorer(
 @pytest.fixture
 def reference(tmp_path: Path) -> Reference:
     """The reference's side of the six pairs, with the entropies above and scale 1."""
-    marks = Fingerprint("w", "c", "t", "float32", "sdpa", "2.6.0", "5.0.0")
+    marks = Fingerprint("w", "none", "c", "t", "float32", "sdpa", "2.6.0", "5.0.0")
     store = ReferenceStore.create(tmp_path, marks, 200)
     ones = torch.ones(6)
     columns = dict.fromkeys(COLUMNS, ones)

@@ -1,0 +1,114 @@
+"""Before the first step: is the policy the model that the store's numbers are of?"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mallowspo_cli.data.table import TokenizedPair
+from mallowspo_cli.distributed import log
+from mallowspo_cli.errors import CacheError
+from mallowspo_cli.objectives.base import Objective, PairScores, ReferenceScores
+from mallowspo_cli.packing.layout import PairBatch, collate
+from mallowspo_cli.reference.terms import Reference
+
+EXACT = "float32"
+"""The compute type that never rounds to bfloat16."""
+
+
+def check_start(
+    score: Callable[[PairBatch], PairScores],
+    pairs: Sequence[TokenizedPair],
+    objective: Objective,
+    reference: Reference,
+    compute: str,
+    device: torch.device,
+) -> float:
+    """Score training pairs with the policy and compare with the store; returns the largest
+    difference of a summed log-prob, in nats.
+
+    Args:
+        score: a forward pass of the policy.
+        pairs: a few training pairs.
+        compute: how the policy computes, as a fingerprint says it.
+
+    Raises:
+        CacheError: the policy is not the reference; says what may explain it.
+    """
+    batch = collate(pairs).to(device)
+    with torch.no_grad():
+        policy = score(batch)
+    stored = reference(batch.pair_ids, device)
+    computes = (reference.store.fingerprint.compute, compute)
+    worst = 0.0
+    for side in ("chosen", "rejected"):
+        expected, found = getattr(stored, f"{side}_logps"), getattr(policy, f"{side}_logps")
+        allowed = tolerance(expected, getattr(stored, f"{side}_tokens"), computes)
+        outside = ((found - expected).abs() > allowed).nonzero().flatten().tolist()
+        if outside:
+            index = outside[0]
+            raise CacheError(
+                f"the policy is not the reference of the store {reference.store.path}: the {side} "
+                f"response of pair {batch.pair_ids[index]} has log-prob {float(found[index]):.4f}, "
+                f"stored is {float(expected[index]):.4f}, and {float(allowed[index]):.4f} of "
+                f"difference would be rounding. {_explanation(computes, reference)} "
+                "reference.startup_check=0 leaves this check out."
+            )
+        worst = max(worst, float((found - expected).abs().max()))
+    _check_loss(objective, policy, stored)
+    return worst
+
+
+def tolerance(logps: Tensor, tokens: Tensor, computes: Sequence[str]) -> Tensor:
+    """Largest difference of summed log-probs, (B,), that rounding explains, in nats.
+
+    float32 on both sides: 1e-4 of the sum (other kernels, other packs). With bfloat16 on either
+    side each token's rounding adds up like noise: 0.1 nats under the root of their number, and 1 %
+    of the sum. Several times what was measured; docs/decisions/0005 has the numbers.
+    """
+    if all(name == EXACT for name in computes):
+        return 1e-3 + 1e-4 * logps.abs()
+    return 0.1 * tokens.sqrt() + 0.01 * logps.abs()
+
+
+def sample(pairs: Sequence[TokenizedPair], count: int) -> list[TokenizedPair]:
+    """Up to `count` pairs at even distances."""
+    places = np.unique(np.linspace(0, len(pairs) - 1, count).round().astype(int))
+    return [pairs[int(place)] for place in places]
+
+
+def _explanation(computes: Sequence[str], reference: Reference) -> str:
+    store = reference.store
+    if computes[0] != computes[1]:
+        return (
+            f"The store computed in {computes[0]}, the policy in {computes[1]}: set model.dtype or "
+            "train.precision so that they agree."
+        )
+    return (
+        f"The store's attention is {store.fingerprint.attention}. If that is the run's too, the "
+        "model's files or the store's rows changed: `mallowspo cache verify` tells."
+    )
+
+
+def _check_loss(objective: Objective, policy: PairScores, stored: ReferenceScores) -> None:
+    """The mean loss is log 2, for objectives that have it where policy and reference agree."""
+    same = PairScores(
+        stored.chosen_logps, stored.rejected_logps, stored.chosen_tokens, stored.rejected_tokens
+    )
+    ideal = objective(same, stored).losses
+    if not torch.allclose(ideal, torch.full_like(ideal, math.log(2)), atol=1e-5):
+        return
+    # The slope of these losses at 0 is at most w beta / 2 a nat; rewards hold beta.
+    output = objective(policy, stored)
+    margins = (output.chosen_rewards - output.rejected_rewards).abs()
+    allowed = 1e-4 + stored.neg_log_phi.clamp(min=0.5) * margins
+    broken = (output.losses - math.log(2)).abs() > allowed
+    if bool(broken.any()):
+        loss = float(output.losses[broken][0])
+        raise CacheError(
+            f"the first loss is {loss:.4f} where policy and reference agree; expected log 2 = "
+            f"{math.log(2):.4f}. This is a fault of the objective {type(objective).__name__}."
+        )
+    log.info("start-up check: loss %.5f (log 2 is 0.69315)", float(output.losses.mean()))
