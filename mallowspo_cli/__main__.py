@@ -280,12 +280,24 @@ def experiment() -> None:
 @experiment.command("human-dispersion")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
 def human_dispersion(words: Sequence[str]) -> None:
-    """Does token entropy measure human disagreement? Ratings by people against the estimator.
+    """Does token entropy measure human disagreement? Rank correlations with raters' dispersion.
 
     \b
     Example:
       mallowspo experiment human-dispersion
-      mallowspo experiment human-dispersion pairs=100 corpora=movies to=reports/small
+      mallowspo experiment human-dispersion pairs=50 corpora=tweets,movies to=reports/small
+
+    Fetches four corpora of short texts with every rater's score (2.4 MB), draws pairs of like
+    length, scores them with the reference model as training would, and correlates normalised token
+    entropy with the Mallows phi of the raters, beside length, log-prob margin and a shuffled
+    control. Writes results.json, report.md and correlations.png.
+
+    \b
+    model=MODEL    a name in recipes/model/, a directory or a hub id (default: smollm2_135m)
+    pairs=N        pairs from each corpus (default: 500; about 20 to 35 minutes on 2 cores)
+    corpora=NAMES  all, or some of movies,products,tweets,editorials (default: all)
+    seed=N         of the draw, the bootstrap and the control (default: 0)
+    to=DIR         where the report goes (default: reports/human-dispersion)
     """
     _verb("experiment").run_human_dispersion(list(words))
 

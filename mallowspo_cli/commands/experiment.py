@@ -53,6 +53,8 @@ SAMPLE = {
     "neg_log_entropy_mean": "mean of -ln H",
     "neg_log_entropy_deviation": "deviation of -ln H",
     "reliability_of_phi": "reliability of phi_human",
+    "position_correlation": "same position, next row",
+    "position_correlation_100_apart": "same position, 100 rows on",
 }
 """What is told of each corpus."""
 
@@ -183,8 +185,7 @@ def as_markdown(results: dict[str, Any], picture: str) -> str:
         [label, *(_with_interval(values[name]) for values in correlations.values())]
         for name, label in LABELS.items()
     ]
-    p_values = [values["shuffled"]["p_value"] for values in correlations.values()]
-    rows.append(["p", *("-" if p is None else f"{p:.2g}" for p in p_values)])
+    rows.append(["p", *map(_p_value, correlations.values())])
     lines = [
         "# Does token entropy measure human disagreement?",
         "",
@@ -215,7 +216,10 @@ def as_markdown(results: dict[str, Any], picture: str) -> str:
         "",
         "Texts of a pair differ by at most a tenth in characters, no text is in two pairs, and the "
         "five fifths of phi_human take turns, so the sample is not the corpus's own mix. Ratings "
-        "are compared across raters, ties half.",
+        "are compared across raters, ties half. `same position`: mean correlation of two rows' "
+        "ratings at the same place in their lists; the lists are by the same raters in the same "
+        "order only where it is clearly above 0. `reliability`: of phi_human's ranks, by halves of "
+        "the raters; no estimate can be expected to correlate by more than its square root.",
         "",
         "## Prompts",
         "",
@@ -242,6 +246,11 @@ def _with_interval(entry: dict[str, float | None]) -> str:
     return f"{entry['value']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}]"
 
 
+def _p_value(values: dict[str, Any]) -> str:
+    p = values["shuffled"]["p_value"]
+    return "-" if p is None else f"{p:.2g}"
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{count}: {cause}" for cause, count in value.items()) or "none"
@@ -255,7 +264,9 @@ def _plain(value: Any) -> str:
 def _print(results: dict[str, Any], place: Path) -> None:
     correlations = results["correlations"]
     *single, last = correlations
-    table = Table(title=Text("rank correlation with raters' disagreement"), box=None)
+    table = Table(
+        title=Text("rank correlation with raters' disagreement"), box=None, pad_edge=False
+    )
     table.add_column("", no_wrap=True)
     table.add_column(f"{last} [95%]", justify="right", no_wrap=True)
     for name in single:
@@ -264,6 +275,7 @@ def _print(results: dict[str, Any], place: Path) -> None:
         values = [correlations[corpus][name]["value"] for corpus in single]
         texts = ["-" if value is None else f"{value:+.3f}" for value in values]
         table.add_row(label, _with_interval(correlations[last][name]), *texts)
+    table.add_row("p", *(_p_value(correlations[name]) for name in (last, *single)))
     out = Console(highlight=False, markup=False)
     out.print(table)
     out.print(verdict(results))

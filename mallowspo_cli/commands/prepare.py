@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mallowspo_cli.data.prepare import PreparedSplit, prepare_split
 from mallowspo_cli.data.table import TokenizedPair, TokenizedPairs
 from mallowspo_cli.distributed import console, log, main_first, world_size
-from mallowspo_cli.errors import MallowsPOError
+from mallowspo_cli.errors import MallowsPOError, RecipeError
 from mallowspo_cli.files import cache_directory
 from mallowspo_cli.models.load import load_tokenizer, model_directory
 from mallowspo_cli.recipe.schema import Recipe
@@ -68,6 +68,25 @@ def _prepare(recipe: Recipe, sample: int | None) -> Prepared:
     }
     splits = {name: split for name, split in found.items() if split is not None}
     return Prepared(directory, tokenizer, splits)
+
+
+def own_words(words: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """A verb's own NAME=VALUE words, and the others.
+
+    Raises:
+        RecipeError: one of them twice, or without a value.
+    """
+    own: dict[str, str] = {}
+    others = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in names:
+            others.append(word)
+        elif not equals or not value or name in own:
+            raise RecipeError(f"found {word!r}; expected {name}=VALUE, once.")
+        else:
+            own[name] = value
+    return own, others
 
 
 def one_process(verb: str) -> None:

@@ -53,17 +53,12 @@ def answer(text: str) -> Message:
 
 
 def text_pair(row: Row, chosen: str, rejected: str, where: str) -> PreferencePair | Skipped:
-    """The pair of two texts; without a prompt column it is the words they begin with.
-
-    A prompt that both texts repeat is taken off them.
-    """
+    """The pair of two texts; without a prompt column it is the words they begin with."""
     prompt, start = row.get("prompt"), ""
     if "prompt" not in row:
         if chosen == rejected:
             return Skipped(EQUAL, where)
         prompt = start = shared_start(chosen, rejected)
-    elif isinstance(prompt, str) and repeats(prompt, chosen) and repeats(prompt, rejected):
-        start = prompt
     turns = history(prompt, where)
     if not turns:
         hint = "" if "prompt" in row else " Chosen and rejected do not begin with the same words."

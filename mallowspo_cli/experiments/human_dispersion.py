@@ -7,9 +7,8 @@ to 99 people each rated from -4 (negative) to 4 (positive), with every single ra
 Two texts of one corpus are the two responses to a prompt. p is the probability that a random rating
 of one is above a random rating of the other, ties half, and phi_human = min(p, 1 - p) /
 max(p, 1 - p) is the maximum-likelihood Mallows phi of two responses (`raters.neg_log_phi`). Ratings
-are compared across raters, not within: position in the published lists marks a rater only in the
-movie corpus, and there only among neighbouring rows (correlation of residuals at one position: 0.35
-in neighbouring rows, none 100 rows apart; below 0.01 in the other corpora).
+are compared across raters, not within: the published lists do not say who rated, and position in
+them marks a rater among neighbouring rows of the movie corpus alone (`position_correlation`).
 
 The texts answer no prompt, so each corpus gets a neutral one of ours, and another wording of it.
 """
@@ -106,6 +105,8 @@ class RatedTexts:
     """The usable texts of a corpus."""
 
     texts: list[str]
+    ratings: list[list[int]]
+    """Of each text, in the order of the file."""
     counts: Floats
     """(N, 9): how many raters gave each value of SCALE."""
     read: int
@@ -195,6 +196,10 @@ def run_experiment(
                 "pairs": len(drawn[name].phi),
                 "pairs_by_phi": drawn[name].strata,
                 "prompts": list(CORPORA[name].wordings),
+                "position_correlation": position_correlation(corpora[name].ratings),
+                "position_correlation_100_apart": position_correlation(
+                    corpora[name].ratings, apart=100
+                ),
                 "reliability_of_phi": reliability(corpora[name], drawn[name], seed),
                 **_means(first[name]),
             }
@@ -263,7 +268,7 @@ def read_corpus(archive: Path, stem: str) -> RatedTexts:
     ratings_file = _member(archive, f"{FOLDER}/{stem}_anonDataRatings.txt")
     texts_file = _member(archive, f"{FOLDER}/{stem}_GroundTruth.txt")
     ratings = {row[0]: row[1:] for row in _rows(ratings_file)}
-    texts, counts, losses = [], [], Counter[str]()
+    texts, kept, losses = [], [], Counter[str]()
     rows, seen = _rows(texts_file), set[str]()
     for row in rows:
         values = _ratings(ratings.get(row[0], []))
@@ -278,10 +283,11 @@ def read_corpus(archive: Path, stem: str) -> RatedTexts:
         else:
             seen.add(text)
             texts.append(text)
-            counts.append([values.count(step) for step in SCALE])
+            kept.append(values)
     if not texts:
         raise DataError(f"{archive}: no usable text among the {len(rows)} rows of {stem}.")
-    return RatedTexts(texts, np.asarray(counts, dtype=np.float64), len(rows), losses)
+    counts = [[values.count(step) for step in SCALE] for values in kept]
+    return RatedTexts(texts, kept, np.asarray(counts, dtype=np.float64), len(rows), losses)
 
 
 def _member(archive: Path, name: str) -> str:
@@ -420,6 +426,19 @@ def reliability(corpus: RatedTexts, pairs: RatedPairs, seed: int) -> float:
     return 2 * r / (1 + r)
 
 
+def position_correlation(ratings: Sequence[Sequence[int]], apart: int = 1) -> float | None:
+    """Mean correlation of the ratings of texts `apart` rows from each other, position by position.
+
+    Clearly above 0 if one position is one rater, who is stricter or kinder than others. Texts with
+    another number of ratings, or with all alike, cannot be compared; None where none can.
+    """
+    found = []
+    for one, other in zip(ratings, ratings[apart:], strict=False):
+        if len(one) == len(other) and min(one) < max(one) and min(other) < max(other):
+            found.append(float(np.corrcoef(one, other)[0, 1]))
+    return float(np.mean(found)) if found else None
+
+
 def score(
     corpus: RatedTexts, pairs: RatedPairs, prompt: str, recipe: Recipe, device: torch.device
 ) -> Estimates:
@@ -435,7 +454,8 @@ def score(
         for better, worse in zip(pairs.better, pairs.worse, strict=True)
     ]
     directory = model_directory(recipe.model)
-    tokenized = tokenize_pairs(rows, load_tokenizer(directory), DatasetConfig(path=PACKAGE))
+    tokenizer = load_tokenizer(directory, recipe.model.chat_template)
+    tokenized = tokenize_pairs(rows, tokenizer, DatasetConfig(path=PACKAGE))
     if len(tokenized) != len(rows):
         causes = "; ".join(f"{count} {cause}" for cause, count in tokenized.losses.items())
         raise DataError(f"this model's tokenizer does not keep all {len(rows)} pairs: {causes}.")

@@ -158,21 +158,26 @@ class ReferenceStore:
 
     def refresh(self) -> None:
         """Read the shards that others have added since. Damaged ones are set aside."""
-        tables = []
+        tables: dict[str, pa.Table] = {}
         for shard in self.shards():
             if shard.name in self._known:
                 continue
-            self._known.add(shard.name)
             try:
-                tables.append(read_shard(shard))
+                tables[shard.name] = read_shard(shard)
             except CacheError as error:
+                if not shard.exists():
+                    # Merged into another one meanwhile, which lies there whole and comes first.
+                    self.refresh()
+                    return
+                self._known.add(shard.name)
                 log.warning("%s Its rows are computed again.", error)
                 self.damaged.append(shard)
                 # In a directory that cannot be written it stays, and is passed over each time.
                 with contextlib.suppress(OSError):
                     shard.rename(shard.with_suffix(".damaged"))
+        self._known.update(tables)
         if tables:
-            self._add(tables)
+            self._add(list(tables.values()))
 
     def _add(self, tables: Sequence[pa.Table]) -> None:
         table = pa.concat_tables(t.replace_schema_metadata(None) for t in tables)
@@ -184,12 +189,15 @@ class ReferenceStore:
             self._rows[c] = torch.cat([self._rows[c], added])
 
 
-def write_shard(directory: Path, table: pa.Table) -> str:
-    """Write rows under a name that tells their age and holds their bytes to account."""
+def write_shard(directory: Path, table: pa.Table, place: str | None = None) -> str:
+    """Write rows under a name that tells their age and holds their bytes to account.
+
+    `place` is the beginning of the name; None makes it the newest.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     data = sink.getvalue().to_pybytes()
-    name = f"rows-{time.time_ns():020d}-{_digest(data)}.parquet"
+    name = f"{place or f'rows-{time.time_ns():020d}'}-{_digest(data)}.parquet"
     with whole_file(directory / name) as temporary:
         temporary.write_bytes(data)
     return name

@@ -30,10 +30,10 @@ def draw_run(directory: Path, lines: Lines, dispersion: dict[str, Any] | None) -
     if any(f"eval/{tercile}/accuracy" in last for tercile in TERCILES):
         pictures["accuracy_by_dispersion"] = lambda axes: _by_tercile(axes, last)
     directory.mkdir(parents=True, exist_ok=True)
-    return [_save(draw, directory / f"{name}.png") for name, draw in pictures.items()]
+    return [save_picture(draw, directory / f"{name}.png") for name, draw in pictures.items()]
 
 
-def _save(draw: Callable[[Axes], None], path: Path) -> Path:
+def save_picture(draw: Callable[[Axes], None], path: Path) -> Path:
     figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

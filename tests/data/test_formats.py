@@ -138,17 +138,13 @@ def test_without_a_prompt_column_texts_share_the_words_they_begin_with(
     assert pair.prompt[0].content + pair.chosen.content == chosen
 
 
-def test_a_prompt_that_both_texts_repeat_is_taken_off() -> None:
-    row = {"prompt": "Go", "chosen": "Go on", "rejected": "Go, now"}
-    assert texts(only_pair(trl, row)) == ("Go", " on", ", now")
-
-
 @pytest.mark.parametrize(
     "row",
     [
         {"prompt": "Go", "chosen": "Go on", "rejected": "Stop"},
         {"prompt": "Go", "chosen": "Stop", "rejected": "Go on"},
         {"prompt": "Go", "chosen": "Go", "rejected": "Go on"},
+        {"prompt": "Go", "chosen": "Go on", "rejected": "Go, now"},
         {"prompt": [{"role": "user", "content": "Go"}], "chosen": "Go on", "rejected": "Go, now"},
     ],
 )

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from mallowspo_cli.experiments.human_dispersion import (
     fetch_corpora,
     human_phi,
     pair_columns,
+    position_correlation,
     probability_above,
     rank_matrix,
     read_corpus,
@@ -91,7 +91,7 @@ def made_up(num_texts: int, seed: int = 0, num_raters: int = 12) -> list[tuple[s
 
 def rated(rows: list[tuple[str, list[int]]]) -> RatedTexts:
     counts = np.concatenate([counts_of(ratings) for _, ratings in rows])
-    return RatedTexts([text for text, _ in rows], counts, len(rows))
+    return RatedTexts([text for text, _ in rows], [r for _, r in rows], counts, len(rows))
 
 
 def estimates(num_pairs: int, seed: int = 0) -> Estimates:
@@ -366,23 +366,28 @@ def test_reliability_grows_with_the_number_of_raters() -> None:
     assert 0.95 < values[1] <= 1
 
 
+def test_position_marks_a_rater_where_lists_are_in_one_order() -> None:
+    generator = np.random.default_rng(0)
+    kindness = generator.normal(0, 1.5, 15)
+    rows = [np.rint(kindness + generator.normal(0, 1, 15)).astype(int) for _ in range(200)]
+    assert position_correlation([row.tolist() for row in rows]) > 0.4
+    mixed = [generator.permutation(row).tolist() for row in rows]
+    assert abs(position_correlation(mixed)) < 0.1
+    assert position_correlation([[1, 1], [2, 3], [1, 2, 3]]) is None
+
+
 # The command
 
 
 @pytest.fixture
-def fake_corpora(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_directory: Path
-) -> Callable[[], None]:
-    """A cache of its own with made-up corpora in it, and the tiny model."""
-    del tiny_directory
+def fake_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of its own with made-up corpora and the tiny model, as the current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MALLOWSPO_CACHE", str(tmp_path / "cache"))
     resolve_model("random:llama")
     place = tmp_path / "cache" / "corpora" / "vaderSentiment-3.3.2.tar.gz"
     rows = {corpus.stem: made_up(60, seed) for seed, corpus in enumerate(CORPORA.values())}
     monkeypatch.setattr(experiment, "SHA256", sha256(write_archive(place, rows)))
-    monkeypatch.setattr(experiment, "RESAMPLES", 20)
-    return lambda: None
 
 
 @pytest.mark.usefixtures("fake_corpora")
