@@ -3,7 +3,7 @@
 import click
 
 from mallowspo_cli.commands.prepare import default_device, filled_store, prepare
-from mallowspo_cli.distributed import log, set_up_logging
+from mallowspo_cli.distributed import is_main, log, set_up_logging
 from mallowspo_cli.recipe.load import load_recipe
 
 
@@ -15,4 +15,5 @@ def run(name: str, overrides: list[str]) -> None:
     if not (objective.needs_reference or objective.needs_dispersion):
         log.info("%s reads no reference; scoring all the same", type(objective).__name__)
     store, _ = filled_store(recipe, prepare(recipe), default_device())
-    click.echo(store.path)
+    if is_main():
+        click.echo(store.path)

@@ -1,5 +1,6 @@
 """What the verbs print on stdout."""
 
+import json
 from typing import Any
 
 from rich.console import Console
@@ -45,14 +46,44 @@ def print_preferences(results: dict[str, Any]) -> None:
     Console(highlight=False, markup=False).print(table)
 
 
-def print_pair(pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A pair as the model sees it: the prompt dim, what is trained bright."""
+def print_pair(
+    pair: TokenizedPair,
+    tokenizer: PreTrainedTokenizerBase,
+    where: str | None = None,
+    ids: bool = False,
+) -> None:
+    """A pair as the model sees it: the prompt dim, what is trained in colour.
+
+    Args:
+        where: the pair's place in the data, to stand above it.
+        ids: one token after another, as `"text":id`, with `␣` for a space.
+    """
     out = Console(highlight=False, markup=False)
+    if where is not None:
+        out.print(where, soft_wrap=True)
     styles = {"prompt": "dim", "chosen": "green", "rejected": "red"}
     for part, style in styles.items():
-        out.print(f"{part}:", style="bold")
-        out.print(Text(str(tokenizer.decode(getattr(pair, part).tolist())), style=style))
+        tokens = getattr(pair, part).tolist()
+        out.print(f"{part} ({'not trained' if part == 'prompt' else 'trained'}):", style="bold")
+        if ids:
+            out.print(_token_by_token(tokens, tokenizer, style))
+        else:
+            text = str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+            out.print(Text(text, style=style), soft_wrap=True)
     out.print(
         f"tokens: prompt {len(pair.prompt)}, chosen {len(pair.chosen)}, "
         f"rejected {len(pair.rejected)}; id {pair.pair_id}"
     )
+
+
+def _token_by_token(tokens: list[int], tokenizer: PreTrainedTokenizerBase, style: str) -> Text:
+    line = Text()
+    for token in tokens:
+        text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        if "\ufffd" in text:
+            # A part of a character has no text of its own.
+            text = str(tokenizer.convert_ids_to_tokens(token))
+        line.append(json.dumps(text, ensure_ascii=False).replace(" ", "␣"), style=style)
+        line.append(f":{token}", style="dim")
+        line.append("  ")
+    return line

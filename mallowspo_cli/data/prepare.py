@@ -53,16 +53,18 @@ def prepare_split(
     tokenizer: PreTrainedTokenizerBase,
     column: str | None = None,
     limit: int | None = None,
+    keep_empty: bool = False,
 ) -> PreparedSplit | None:
     """The pairs of `split` ("train" or "eval"); None where it has none.
 
     Args:
         column: column of the data whose number is kept for each pair.
         limit: take only the first so many rows, in memory.
+        keep_empty: return a split of which no pair is left, with what became of its rows.
 
     Raises:
         DataError: data that cannot be read, a row that is no pair (unless `config.on_error` is
-            drop), or no pair left.
+            drop), or no pair left (unless `keep_empty`).
     """
     if limit is not None:
         config = replace(config, eval_size=min(config.eval_size, limit // 4))
@@ -72,13 +74,14 @@ def prepare_split(
     found = [_prepared(source, tokenizer, config, column, limit) for source in sources]
     tables = [table for source in found for table in source.tables]
     every = TokenizedPairs(tables)
-    check_losses(every, config)
+    check = stop_at_broken if keep_empty else check_losses
+    check(every, config)
     sizes = [sum(len(table) for table in source.tables) for source in found]
     keys, usable = every.raw("prompt_key"), every.valid("pair_id")
     known = every.valid("prompt_key")
     lines = split_lines(config, split, sources, sizes, keys, known, usable)
     pairs = TokenizedPairs(tables, lines)
-    check_losses(pairs, config)
+    check(pairs, config)
     parts = np.repeat(np.arange(len(sources)), sizes)[lines[usable[lines]]]
     rows, read = sum(source.rows for source in found), sum(source.read for source in found)
     layouts = {source.name: each.layout for source, each in zip(sources, found, strict=True)}

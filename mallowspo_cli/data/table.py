@@ -1,7 +1,7 @@
 """Tokenised pairs as Arrow tables: memory-mapped, with what became of every row that was read."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cached_property
@@ -121,11 +121,20 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """(N, 3) number of tokens of prompt, chosen and rejected."""
-        columns = []
-        for name in ("prompt", "chosen", "rejected"):
-            counts = [np.diff(lists[name][0]) for lists in self._lists]
-            columns.append(np.concatenate(counts)[self._kept] if counts else np.empty(0))
+        names = ("prompt", "chosen", "rejected")
+        columns = [self.of_lists(name, lambda offsets, _: np.diff(offsets)) for name in names]
         return np.stack(columns, axis=1).astype(np.int64)
+
+    def of_lists(
+        self, name: str, function: Callable[[NDArray[np.int32], TokenIds], NDArray[Any]]
+    ) -> NDArray[Any]:
+        """(N,) a number for each token list of a column, of the kept pairs.
+
+        `function` is given (L + 1,) offsets and the tokens of L lists, one after another, and
+        returns (L,) numbers. It is called for one file after another: all tokens are never copied.
+        """
+        parts = [function(*lists[name]) for lists in self._lists]
+        return np.concatenate(parts)[self._kept] if parts else np.empty(0)
 
     def values(self, name: str) -> NDArray[Any]:
         """(N,) a column of the kept pairs; missing numbers are NaN."""

@@ -1,5 +1,6 @@
-"""Housekeeping of reference stores: who works there, shards merged, left-over files, comparisons."""
+"""Housekeeping of reference stores: who works there, merging, left-over files, differences."""
 
+import contextlib
 import json
 import os
 import re
@@ -141,6 +142,7 @@ def merge_shards(store: ReferenceStore, wanted: Collection[str] | None = None) -
     shards = _readable(store)
     if not shards:
         return Merge([], 0, 0, 0, 0)
+    size = sum(shard.stat().st_size for shard in shards)
     tables = [read_shard(shard) for shard in shards]
     table = pa.concat_tables(t.replace_schema_metadata(None) for t in tables).combine_chunks()
     first: dict[str, int] = {}
@@ -154,14 +156,12 @@ def merge_shards(store: ReferenceStore, wanted: Collection[str] | None = None) -
         about = {key: "; ".join(values) for key, values in notes(store).items()}
         merged = table.take(kept).replace_schema_metadata(about)
         name = write_shard(store.path, merged, place=shards[0].name.rpartition("-")[0])
-    # Newest first: of a pair that two shards hold, the older row is never the first to go. The
-    # merged one has the oldest one's very name where the others added nothing.
-    old = [shard for shard in reversed(shards) if shard.name != name]
-    freed = remove(old) - ((store.path / name).stat().st_size if name and len(old) > 0 else 0)
-    if name in [shard.name for shard in shards]:
-        freed += (store.path / str(name)).stat().st_size
+        size -= (store.path / name).stat().st_size
+    # Newest first: of a pair that two shards hold, the older row is never the first to go. Where
+    # the others added nothing, the merged shard is the oldest one, under its very name.
+    remove([shard for shard in reversed(shards) if shard.name != name])
     doubled, dropped = len(table) - len(first), len(first) - len(kept)
-    return Merge([shard.name for shard in shards], len(kept), doubled, dropped, freed)
+    return Merge([shard.name for shard in shards], len(kept), doubled, dropped, size)
 
 
 def left_over(store: Path) -> list[Path]:
@@ -201,10 +201,11 @@ def _disposable(cache: Path) -> Iterator[Path]:
 
 def last_used(path: Path) -> float:
     """When a file, or the newest file of a directory, was read or written, in seconds."""
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    status = [file.stat() for file in files if not file.is_dir() or file == path]
-    # Looking into a directory is no use of it.
-    return max(max(s.st_mtime, 0 if path.is_dir() and s is status[0] else s.st_atime) for s in status)
+    inside = [file.stat() for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
+    # The time at which a directory itself was read says only that somebody listed it.
+    own = path.stat()
+    times = [own.st_mtime] if path.is_dir() else [own.st_mtime, own.st_atime]
+    return max([*times, *(max(status.st_mtime, status.st_atime) for status in inside)])
 
 
 def remove(paths: Sequence[Path]) -> int:
@@ -217,9 +218,12 @@ def remove(paths: Sequence[Path]) -> int:
             name = path.name.removeprefix(".").partition(".")[0]
             gone = path.rename(path.with_name(f".{name}.{uuid.uuid4().hex[:12]}.tmp"))
             shutil.rmtree(gone)
-        else:
-            freed += path.stat().st_size
+            continue
+        # Another process may tidy up as well.
+        with contextlib.suppress(FileNotFoundError):
+            size = path.stat().st_size
             path.unlink()
+            freed += size
     return freed
 
 

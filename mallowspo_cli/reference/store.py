@@ -72,7 +72,8 @@ class ReferenceStore:
             CacheError: `path` holds rows of which nothing says what built them.
         """
         make_directory(path, "the reference store")
-        if any(path.glob(SHARDS)):
+        # Another process may have made it, and added rows, since our caller looked.
+        if any(path.glob(SHARDS)) and not (path / "manifest.json").is_file():
             raise CacheError(
                 f"{path} holds rows but no manifest.json, so nothing says which model they are of. "
                 "Remove the directory, or give another: reference.store=..."

@@ -145,8 +145,8 @@ PAGE = """\
   .pictures img { width: 30rem; max-width: 100% }
 </style>
 <h1>Dispersion of {{ name }}</h1>
-<p>{{ data.weight.pairs }} training pairs. {{ how }} A high w is a low dispersion: there a preference
-counts more. w = 1 is DPO's weight.</p>
+<p>{{ data.weight.pairs }} training pairs. {{ how }} A high w is a low dispersion: there a
+preference counts more. w = 1 is DPO's weight.</p>
 <table>
 <tr><th></th><th>mean</th>
 {%- for q in quantiles %}<th>{{ "%g"|format(100 * q) }} %</th>{% endfor %}</tr>

@@ -6,14 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from mallowspo_cli.reference.store import write_shard
 from tests.commands.conftest import Command
+from tests.conftest import pair_rows
 
 STEP_KEYS = {
     "step",
@@ -258,3 +264,85 @@ def test_trackers_are_fed_offline(
     run = tmp_path / "runs" / "tiny"
     assert list(run.glob("**/events.out.tfevents*"))
     assert list(run.glob("wandb/offline-run-*"))
+
+
+def test_a_sweep_of_objectives_betas_and_controls_makes_one_reference_pass(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny_words, "train.max_steps=1", "checkpoint.every=0", "reference.store=store"]
+    sweep = [
+        [f"objective={objective}", f"objective.beta={beta}"]
+        for objective in ("dpo", "mallows_theta", "mallows_phi")
+        for beta in (0.05, 0.1, 0.5)
+    ]
+    controls = [["dispersion.mode=shuffled"], ["dispersion.mode=constant"]]
+    passes = []
+    for index, choice in enumerate([*sweep, *controls]):
+        done = mallowspo("train", *words, *choice, f"name=run{index}")
+        assert done.code == 0, done.err
+        file = tmp_path / "runs" / f"run{index}" / "environment.json"
+        passes.append(json.loads(file.read_text())["reference_pass"])
+    assert passes[0] == {"scored": 16, "reused": 0}
+    assert passes[1:] == [{"scored": 0, "reused": 16}] * 10
+
+
+def test_a_policy_that_is_not_the_reference_stops_before_the_first_step(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny_words, "reference.store=store", "train.max_steps=1"]
+    assert mallowspo("cache-ref", *words).code == 0
+    (shard, *_) = sorted((tmp_path / "store").glob("rows-*.parquet"))
+    table = pq.read_table(shard)
+    moved = pc.subtract(table["chosen_logp"], pa.scalar(3.0, pa.float32()))
+    changed = table.set_column(table.schema.get_field_index("chosen_logp"), "chosen_logp", moved)
+    shard.unlink()
+    write_shard(tmp_path / "store", changed)
+    done = mallowspo("train", *words)
+    assert done.code == 2
+    assert "the policy is not the reference" in done.err
+    metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
+    assert not metrics.exists() or "learning_rate" not in metrics.read_text()
+    assert mallowspo("train", *words, "reference.startup_check=0", "name=other").code == 0
+
+
+@pytest.mark.parametrize("order", ["easy_first", "hard_first", "stratified"])
+def test_the_orders_by_dispersion_train_and_need_no_objective_that_reads_it(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path, order: str
+) -> None:
+    words = [*tiny_words, "objective=simpo", f"train.order={order}", "train.max_steps=3"]
+    done = mallowspo("train", *words)
+    assert done.code == 0, done.err
+    lines = [json.loads(x) for x in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()]
+    means = [line["dispersion/weight_mean"] for line in lines if "learning_rate" in line]
+    assert len(means) == 3
+    if order == "easy_first":
+        assert means[0] > means[1] > means[2]
+    elif order == "hard_first":
+        assert means[0] < means[1] < means[2]
+    else:
+        assert max(means) - min(means) < 0.05
+
+
+def test_keep_trains_on_the_pairs_between_two_quantiles_alone(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    done = mallowspo("train", *tiny_words, "dispersion.keep=[0.5,1]", "train.max_steps=1")
+    assert done.code == 0, done.err
+    assert "6 of 12 training pairs lie between the quantiles 0.5 and 1 of w" in done.err
+    assert json.loads((tmp_path / "runs/tiny/data.json").read_text())["train_pairs"] == 6
+    weight = json.loads((tmp_path / "runs/tiny/dispersion.json").read_text())["weight_mean"]
+    assert weight == pytest.approx(1, abs=1e-6)
+
+
+def test_a_column_of_the_data_can_be_the_weight(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    write_rows([{**row, "agreement": 1 + index % 3} for index, row in enumerate(pair_rows(16))])
+    column = ["dispersion.source=column", "dispersion.column=agreement", "dispersion.scale=0.5"]
+    done = mallowspo("train", *tiny_words, *column, "train.max_steps=1")
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "runs/tiny/dispersion.json").read_text())
+    assert (found["weight_min"], found["weight_max"]) == (0.5, 1.5)
+    missing = mallowspo("train", *tiny_words, "dispersion.source=column", "name=x")
+    assert missing.code == 2
+    assert "dispersion.column=NAME" in missing.err

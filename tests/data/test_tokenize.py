@@ -134,6 +134,48 @@ CONTENTS = st.one_of(
 )
 
 
+ADVERSARIAL = [
+    *("a", "?", "user", "assistant", "system", "model", "message", "\N{ZERO WIDTH SPACE}x"),
+    *("<|assistant|>", "<|im_start|>assistant", "x<|end|>y", "<|user|>hi<|end|>", "</s>", "[INST]"),
+    *("שלום עולם", "مرحبا بالعالم", "🙂", "👩\u200d👩\u200d👧 family", "é vs e\u0301", "漢字かな"),
+    *("{{ bos_token }}", "{% raise %}", "line\n\n\nline", "tab\tend", "x " * 5000, "🙂" * 2500),
+]
+
+
+HEADERS = {
+    "tiny": "<|assistant|>",
+    "chatml": "<|im_start|>assistant\n",
+    "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("text", ADVERSARIAL, ids=lambda text: repr(text[:20]))
+def test_the_responses_tokens_decode_to_the_response(name: str, text: str) -> None:
+    _, tail = split_response(user("Hi"), answer(text), BYTES[name], "f row 0")
+    decoded = BYTES[name].decode(tail, clean_up_tokenization_spaces=False)
+    # Two templates write something of their own around the text.
+    thought = "<think>\n\n</think>\n\n" if name == "think" else ""
+    trimmed = text.strip() if name == "llama3" else text
+    assert decoded == f"{thought}{trimmed}{END[name]}"
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("text", ADVERSARIAL, ids=lambda text: repr(text[:20]))
+def test_the_header_moves_whole_from_the_prompt_to_the_response(name: str, text: str) -> None:
+    head, tail = split_response(user("Hi"), answer(text), BYTES[name], "f row 0")
+    before, after = split_response(user("Hi"), answer(text), BYTES[name], "f row 0", header=True)
+    assert [*before, *after] == [*head, *tail]
+    moved = BYTES[name].decode(after[: len(after) - len(tail)])
+    assert moved == HEADERS[name]
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - HEADERS.keys()))
+def test_a_header_that_cannot_be_told_apart_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=r"header cannot be told apart.*header_in_response=false"):
+        split_response(user("Hi"), answer("yes"), BYTES[name], "f row 0", header=True)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize(
     "text",

@@ -8,9 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from mallowspo_cli.data.formats import hh
+from mallowspo_cli.data.pairs import Message
+from mallowspo_cli.data.tokenize import split_response
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.models.load import (
     add_lora,
@@ -19,7 +23,12 @@ from mallowspo_cli.models.load import (
     load_tokenizer,
     model_directory,
 )
-from mallowspo_cli.recipe.schema import ActivationCheckpointing, LoraConfig, ModelConfig
+from mallowspo_cli.recipe.schema import (
+    ActivationCheckpointing,
+    DatasetConfig,
+    LoraConfig,
+    ModelConfig,
+)
 
 IDS = torch.arange(40)[None]
 
@@ -226,3 +235,54 @@ def test_adapters_on_a_module_that_is_not_there_are_refused(
 def test_adapters_on_a_module_that_cannot_take_them_are_refused(tiny_directory: Path) -> None:
     message = refusal(lambda: policy(tiny_directory, rank=2, target_modules="self_attn"))
     assert message.startswith("model.lora.target_modules=self_attn: ")
+
+
+DIALOGUE = (
+    "\n\nHuman: Is it late?\n\nAssistant: Not yet.\n\nHuman: And now?\n\nAssistant: Now it is."
+)
+
+
+def test_the_dialogue_template_writes_the_text_of_hh(tiny_directory: Path) -> None:
+    tokenizer = load_tokenizer(tiny_directory, "dialogue")
+    row = {"chosen": DIALOGUE, "rejected": DIALOGUE.replace("it is", "it's not")}
+    (pair,) = hh(row, "row 0", DatasetConfig(path="-"))
+    prompt, chosen = split_response(pair.prompt, pair.chosen, tokenizer, "row 0")
+    assert tokenizer.decode([*prompt, *chosen]) == DIALOGUE + tokenizer.eos_token
+    assert tokenizer.decode(prompt).endswith("\n\nAssistant:")
+    assert chosen[-1] == tokenizer.eos_token_id
+
+
+def test_the_plain_template_writes_text_after_text_and_one_end(tiny_directory: Path) -> None:
+    tokenizer = load_tokenizer(tiny_directory, "plain")
+    turns = (Message("user", "I saw this film"),)
+    prompt, response = split_response(turns, Message("assistant", " twice."), tokenizer, "row")
+    assert tokenizer.decode(prompt) == "I saw this film"
+    assert tokenizer.decode(response) == " twice." + tokenizer.eos_token
+
+
+def test_a_shipped_template_begins_as_the_tokenizer_does(
+    tiny_directory: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_directory)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.bos_token_id)]
+    )
+    shutil.copytree(tiny_directory, tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    again = load_tokenizer(tmp_path / "model", "plain")
+    turns = (Message("user", "x"),)
+    prompt, _ = split_response(turns, Message("assistant", "y"), again, "row")
+    assert prompt.tolist()[0] == tokenizer.bos_token_id
+    assert prompt.tolist().count(tokenizer.bos_token_id) == 1
+
+
+def test_a_template_can_be_a_file_and_one_that_is_not_there_is_refused(
+    tiny_directory: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages[0]['content'] }}!")
+    tokenizer = load_tokenizer(tiny_directory, str(file))
+    turns = [{"role": "user", "content": "x"}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == "x!"
+    with pytest.raises(ModelError, match=r"neither a file nor one of dialogue, plain"):
+        load_tokenizer(tiny_directory, "plane")

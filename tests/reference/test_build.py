@@ -1,5 +1,6 @@
 """The reference pass: right numbers, whatever the packs and the order, and nothing done twice."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -9,11 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mallowspo_cli.data.tokenize import TokenizedPair
-from mallowspo_cli.errors import CacheError
+from mallowspo_cli.errors import CacheError, ModelError
 from mallowspo_cli.files import cache_directory
 from mallowspo_cli.packing.layout import PairBatch
 from mallowspo_cli.recipe.schema import Dtype, ModelConfig, Precision, ReferenceConfig
 from mallowspo_cli.reference import build
+from mallowspo_cli.reference.claims import Claims
 from mallowspo_cli.reference.fingerprint import fingerprint
 from mallowspo_cli.reference.store import ReferenceRows, ReferenceStore
 from mallowspo_cli.scoring import PairScorer
@@ -207,6 +209,127 @@ def test_the_default_store_is_named_by_its_fingerprint_in_the_users_cache(
     assert other.path != store.path
     again = build.open_store(tiny_directory, CONFIG, ReferenceConfig(), Precision.fp32)
     assert again.missing(ids(tokenized[:1])) == []
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_a_pass_that_was_stopped_gives_the_very_numbers_of_one_that_was_not(
+    tiny_directory: Path,
+    tokenized: list[TokenizedPair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+) -> None:
+    monkeypatch.setattr(build, "SECONDS_PER_SHARD", 0)
+    whole = opened(tiny_directory, tmp_path / "whole", precision=precision)
+    complete(whole, tokenized, tiny_directory, 200, precision=precision)
+    honest, calls = build.score_rows, []
+
+    def dying(scorer: PairScorer, batch: PairBatch, autocast: bool) -> ReferenceRows:
+        calls.append(batch)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return honest(scorer, batch, autocast)
+
+    store = opened(tiny_directory, tmp_path / "parts", precision=precision)
+    monkeypatch.setattr(build, "score_rows", dying)
+    with pytest.raises(KeyboardInterrupt):
+        complete(store, tokenized, tiny_directory, 200, precision=precision)
+    monkeypatch.setattr(build, "score_rows", honest)
+    store = opened(tiny_directory, tmp_path / "parts", precision=precision)
+    assert 0 < len(store) < len(tokenized)
+    complete(store, tokenized, tiny_directory, 200, precision=precision)
+    for name in ReferenceRows.__slots__:
+        one, other = (getattr(s.lookup(ids(tokenized)), name) for s in (whole, store))
+        assert torch.equal(one, other), name
+
+
+def test_out_of_memory_halves_the_packs_and_says_so(
+    tiny_directory: Path,
+    tokenized: list[TokenizedPair],
+    expected: ReferenceRows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    honest, sizes = build.score_rows, []
+
+    def small(scorer: PairScorer, batch: PairBatch, autocast: bool) -> ReferenceRows:
+        if batch.input_ids.numel() > 400:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append(batch.input_ids.numel())
+        return honest(scorer, batch, autocast)
+
+    monkeypatch.setattr(build, "score_rows", small)
+    monkeypatch.setattr(logging.getLogger("mallowspo"), "propagate", True)
+    store = opened(tiny_directory, tmp_path)
+    with caplog.at_level(logging.INFO, "mallowspo"):
+        assert complete(store, tokenized, tiny_directory) == len(tokenized)
+    assert_close(store.lookup(ids(tokenized)), expected, rtol=2e-6)
+    assert max(sizes) <= 400
+    assert "out of memory: reference.pack_tokens is" in caplog.text
+
+
+def test_a_pair_that_never_fits_is_refused_with_what_to_lower(
+    tiny_directory: Path,
+    tokenized: list[TokenizedPair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object) -> ReferenceRows:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(build, "score_rows", never)
+    with pytest.raises(ModelError, match=r"out of memory on one pair .* dataset\.max_length"):
+        complete(opened(tiny_directory, tmp_path), tokenized, tiny_directory)
+
+
+def test_other_errors_of_the_model_are_not_taken_for_memory(
+    tiny_directory: Path,
+    tokenized: list[TokenizedPair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> ReferenceRows:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(build, "score_rows", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        complete(opened(tiny_directory, tmp_path), tokenized, tiny_directory)
+
+
+def test_a_block_that_another_process_holds_is_waited_for_and_not_scored_again(
+    tiny_directory: Path,
+    tokenized: list[TokenizedPair],
+    expected: ReferenceRows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, other = (opened(tiny_directory, tmp_path) for _ in range(2))
+    first, *_ = build._blocks(tokenized, 1)
+    row_of = {pair: index for index, pair in enumerate(ids(tokenized))}
+    theirs = [row_of[pair] for pair in first.pair_ids]
+    slept = []
+
+    def others_work(seconds: float) -> None:
+        slept.append(seconds)
+        rows = {name: getattr(expected, name)[theirs] for name in ReferenceRows.__slots__}
+        other.append(first.pair_ids, ReferenceRows(**rows))
+
+    monkeypatch.setattr(build.time, "sleep", others_work)
+    with Claims(store.path / "claims").held(first.name):
+        scored = complete(store, tokenized, tiny_directory, pack_tokens=1)
+    assert len(slept) == 1
+    assert scored == len(tokenized) - len(theirs)
+    assert_close(store.lookup(ids(tokenized)), expected, rtol=2e-6)
+
+
+def test_blocks_depend_on_the_data_alone(tokenized: list[TokenizedPair]) -> None:
+    names = [block.name for block in build._blocks(tokenized, 100)]
+    assert names == [block.name for block in build._blocks(list(tokenized), 100)]
+    assert len(set(names)) == len(names)
+    assert sorted(p for b in build._blocks(tokenized, 100) for p in b.pair_ids) == sorted(
+        ids(tokenized)
+    )
 
 
 def test_a_store_of_another_set_up_is_refused(tiny_directory: Path, tmp_path: Path) -> None:
