@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM
 from mallowspo_cli.data.prepare import prepare_split
 from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.models.load import load_tokenizer, model_directory
+from mallowspo_cli.recipe.choices import Precision
 from mallowspo_cli.recipe.load import load_base
-from mallowspo_cli.recipe.schema import Precision, Recipe, ReferenceConfig
+from mallowspo_cli.recipe.schema import Recipe, ReferenceConfig
 from mallowspo_cli.reference.build import complete_store, open_store
 
 COLUMNS = ("chosen_logp", "rejected_logp", "chosen_entropy_sum", "rejected_entropy_sum")

@@ -31,9 +31,10 @@ from mallowspo_cli.distributed import log, progress, set_up_logging
 from mallowspo_cli.errors import CacheError, DataError, RecipeError
 from mallowspo_cli.files import cache_directory, make_directory, whole_file
 from mallowspo_cli.packing.layout import collate
+from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.find import nearest
 from mallowspo_cli.recipe.load import load_recipe
-from mallowspo_cli.recipe.schema import Dtype, Precision, Recipe
+from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference import maintenance
 from mallowspo_cli.reference.build import load_scorer, open_store, score_rows
 from mallowspo_cli.reference.claims import Claims
@@ -463,7 +464,7 @@ def _exported(split: str, found: PreparedSplit, reference: Reference) -> pa.Tabl
     columns = {
         "split": [split] * len(ids),
         "part": np.asarray(found.part_names, dtype=object)[found.parts],
-        "row": np.arange(len(ids)),
+        "row": pairs.values("row"),
         "pair_id": ids,
         **{c: getattr(rows, c).numpy() for c in COLUMNS},
         "prompt_tokens": pairs.lengths[:, 0],

@@ -22,8 +22,9 @@ from mallowspo_cli.distributed import console, log, set_up_logging
 from mallowspo_cli.errors import DataError, RecipeError
 from mallowspo_cli.files import make_directory, write_json
 from mallowspo_cli.models.load import load_tokenizer, model_directory
+from mallowspo_cli.recipe.choices import OnError
 from mallowspo_cli.recipe.load import load_base, load_recipe
-from mallowspo_cli.recipe.schema import DatasetConfig, OnError, Recipe
+from mallowspo_cli.recipe.schema import DatasetConfig, Recipe
 from mallowspo_cli.report.lengths import draw_lengths
 
 DEFAULT_MODEL = "smollm2_135m"

@@ -20,8 +20,9 @@ from mallowspo_cli.commands.prepare import (
 from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.files import make_directory, whole_file
+from mallowspo_cli.recipe.choices import DispersionSource
 from mallowspo_cli.recipe.load import load_recipe
-from mallowspo_cli.recipe.schema import DispersionConfig, DispersionSource, Recipe
+from mallowspo_cli.recipe.schema import DispersionConfig, Recipe
 from mallowspo_cli.reference.store import ReferenceStore
 from mallowspo_cli.reference.terms import Reference, kept_pairs, numbers_of
 from mallowspo_cli.report.dispersion_report import (

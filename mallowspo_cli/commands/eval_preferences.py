@@ -23,9 +23,10 @@ from mallowspo_cli.files import make_directory, write_json
 from mallowspo_cli.models.load import TORCH_DTYPES, load_model, model_directory
 from mallowspo_cli.objectives.base import PairScores, objective_name
 from mallowspo_cli.packing.layout import PairBatch
+from mallowspo_cli.recipe.choices import Precision
 from mallowspo_cli.recipe.find import option_names
 from mallowspo_cli.recipe.load import load_base, load_recipe
-from mallowspo_cli.recipe.schema import ModelConfig, Precision, Recipe
+from mallowspo_cli.recipe.schema import ModelConfig, Recipe
 from mallowspo_cli.reference.terms import Reference, numbers_of
 from mallowspo_cli.scoring import PairScorer
 

@@ -29,8 +29,9 @@ from mallowspo_cli.evaluation.generate import SequenceKL, sample_pairs, sequence
 from mallowspo_cli.files import whole_directory, write_json, write_text
 from mallowspo_cli.models.load import load_model, load_policy
 from mallowspo_cli.objectives.base import objective_name
+from mallowspo_cli.recipe.choices import Precision
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
-from mallowspo_cli.recipe.schema import Precision, Recipe
+from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.terms import Reference, kept_pairs, numbers_of
 from mallowspo_cli.report.model_card import model_card
 from mallowspo_cli.report.run_report import write_report

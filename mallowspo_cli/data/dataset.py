@@ -12,7 +12,8 @@ from mallowspo_cli.data.pairs import PreferencePair
 from mallowspo_cli.data.sources import Source, open_sources, read_rows
 from mallowspo_cli.data.tokenize import Item, prompt_key
 from mallowspo_cli.errors import DataError
-from mallowspo_cli.recipe.schema import DatasetConfig, OnError
+from mallowspo_cli.recipe.choices import OnError
+from mallowspo_cli.recipe.schema import DatasetConfig
 
 HELD_OUT_SEED = 0
 """Of the shuffle that picks held-out prompts, and of the draw that a mixture makes. Not the

@@ -28,7 +28,8 @@ from mallowspo_cli.data.layouts import (
 from mallowspo_cli.data.pairs import Message, PreferencePair, Skipped
 from mallowspo_cli.errors import DataError
 from mallowspo_cli.raters import neg_log_phi
-from mallowspo_cli.recipe.schema import DatasetConfig, Pairing
+from mallowspo_cli.recipe.choices import Pairing
+from mallowspo_cli.recipe.schema import DatasetConfig
 
 Found = PreferencePair | Skipped
 Format = Callable[[Row, str, DatasetConfig], Iterable[Found]]

@@ -8,7 +8,8 @@ from typing import Any
 
 from mallowspo_cli.data.pairs import Message, PreferencePair, Skipped, messages
 from mallowspo_cli.errors import DataError
-from mallowspo_cli.recipe.schema import DatasetConfig, Pairing
+from mallowspo_cli.recipe.choices import Pairing
+from mallowspo_cli.recipe.schema import DatasetConfig
 
 Row = dict[str, Any]
 EQUAL = "responses are equal"

@@ -15,7 +15,8 @@ from mallowspo_cli.data.pairs import Message, PreferencePair, Skipped
 from mallowspo_cli.data.table import SCHEMA, Oddity, TokenIds, TokenizedPair, TokenizedPairs
 from mallowspo_cli.distributed import progress
 from mallowspo_cli.errors import DataError
-from mallowspo_cli.recipe.schema import DatasetConfig, OnError, Truncation
+from mallowspo_cli.recipe.choices import OnError, Truncation
+from mallowspo_cli.recipe.schema import DatasetConfig
 
 __all__ = ["TokenizedPair", "TokenizedPairs", "pair_id", "split_response", "tokenize_pairs"]
 

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from mallowspo_cli.errors import ModelError, first_line
 from mallowspo_cli.models.sources import resolve_model
-from mallowspo_cli.recipe.schema import ActivationCheckpointing, Dtype, LoraConfig, ModelConfig
+from mallowspo_cli.recipe.choices import ActivationCheckpointing, Dtype
+from mallowspo_cli.recipe.schema import LoraConfig, ModelConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Chat templates for models that have none."""

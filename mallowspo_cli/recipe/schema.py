@@ -6,121 +6,27 @@ Two keys change memory and speed alone: `train.pack_tokens` and `train.activatio
 
 import math
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from omegaconf import MISSING
 
 from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.objectives.base import Objective
-
-
-class Dtype(StrEnum):
-    """Storage type of the frozen reference model's weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Precision(StrEnum):
-    """Compute type of the forward and backward pass; master weights are always float32."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Truncation(StrEnum):
-    """What happens to a pair that is too long."""
-
-    drop = "drop"
-    keep_start = "keep_start"
-    keep_end = "keep_end"
-
-
-class OnError(StrEnum):
-    """What happens at a row that is no preference pair."""
-
-    stop = "stop"
-    drop = "drop"
-
-
-class Pairing(StrEnum):
-    """Which pairs are made of scored responses to one prompt."""
-
-    best_worst = "best_worst"
-    all = "all"
-
-
-class DispersionSource(StrEnum):
-    """Where a prompt's dispersion comes from."""
-
-    entropy = "entropy"
-    column = "column"
-    raters = "raters"
-
-
-class DispersionMode(StrEnum):
-    """The dispersion as it is, or a control in its place."""
-
-    estimated = "estimated"
-    constant = "constant"
-    shuffled = "shuffled"
-
-
-class ColumnKind(StrEnum):
-    """What the numbers of `dispersion.column` are."""
-
-    weight = "weight"
-    neg_log_phi = "neg_log_phi"
-
-
-class Pooling(StrEnum):
-    """How the two responses' entropies become one."""
-
-    sequences = "sequences"
-    tokens = "tokens"
-
-
-class Span(StrEnum):
-    """Which tokens of a response count."""
-
-    response = "response"
-    skip_first = "skip_first"
-
-
-class ActivationCheckpointing(StrEnum):
-    """Which activations are recomputed in the backward pass."""
-
-    none = "none"
-    full = "full"
-
-
-class Optimizer(StrEnum):
-    """The optimizer of the policy's float32 master weights."""
-
-    adamw = "adamw"
-
-
-class Scheduler(StrEnum):
-    """Shape of the learning rate after the warm-up."""
-
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-
-
-class Order(StrEnum):
-    """Order of the training pairs within an epoch."""
-
-    shuffle = "shuffle"
-    sequential = "sequential"
-    easy_first = "easy_first"
-    hard_first = "hard_first"
-    stratified = "stratified"
-
-    @property
-    def by_dispersion(self) -> bool:
-        """Whether it needs every training pair's dispersion."""
-        return self in (Order.easy_first, Order.hard_first, Order.stratified)
+from mallowspo_cli.recipe.choices import (
+    ActivationCheckpointing,
+    ColumnKind,
+    DispersionMode,
+    DispersionSource,
+    Dtype,
+    OnError,
+    Optimizer,
+    Order,
+    Pairing,
+    Pooling,
+    Precision,
+    Scheduler,
+    Span,
+    Truncation,
+)
 
 
 def _at_least(key: str, value: float | None, minimum: float, strict: bool = False) -> None:

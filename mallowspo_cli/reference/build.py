@@ -23,7 +23,8 @@ from mallowspo_cli.models.load import TORCH_DTYPES, load_model
 from mallowspo_cli.objectives.base import PairEntropies, PairScores
 from mallowspo_cli.packing.layout import PairBatch, collate
 from mallowspo_cli.packing.packer import pack, padded_length
-from mallowspo_cli.recipe.schema import Dtype, ModelConfig, Precision, ReferenceConfig
+from mallowspo_cli.recipe.choices import Dtype, Precision
+from mallowspo_cli.recipe.schema import ModelConfig, ReferenceConfig
 from mallowspo_cli.reference.claims import Claims
 from mallowspo_cli.reference.fingerprint import fingerprint
 from mallowspo_cli.reference.store import FORMAT, REBUILD, ReferenceRows, ReferenceStore

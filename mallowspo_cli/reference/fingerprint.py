@@ -11,7 +11,8 @@ import transformers
 
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import content_digest
-from mallowspo_cli.recipe.schema import Dtype, ModelConfig, Precision
+from mallowspo_cli.recipe.choices import Dtype, Precision
+from mallowspo_cli.recipe.schema import ModelConfig
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 

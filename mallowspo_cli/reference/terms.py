@@ -15,14 +15,8 @@ from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import DataError
 from mallowspo_cli.objectives.base import ReferenceScores
-from mallowspo_cli.recipe.schema import (
-    ColumnKind,
-    DispersionConfig,
-    DispersionMode,
-    DispersionSource,
-    Pooling,
-    Span,
-)
+from mallowspo_cli.recipe.choices import ColumnKind, DispersionMode, DispersionSource, Pooling, Span
+from mallowspo_cli.recipe.schema import DispersionConfig
 from mallowspo_cli.reference.store import ReferenceRows, ReferenceStore
 
 Numbers = NDArray[Any] | None

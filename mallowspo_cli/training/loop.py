@@ -19,7 +19,8 @@ from mallowspo_cli.evaluation.preference import evaluate_preferences, win_indica
 from mallowspo_cli.objectives.base import Objective, ObjectiveOutput, PairScores, ReferenceScores
 from mallowspo_cli.packing.layout import PairBatch, collate
 from mallowspo_cli.packing.packer import pack, padded_length
-from mallowspo_cli.recipe.schema import Dtype, Recipe
+from mallowspo_cli.recipe.choices import Dtype
+from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.fingerprint import compute_name
 from mallowspo_cli.reference.terms import Reference
 from mallowspo_cli.training.checkpoint import TrainState, save_checkpoint

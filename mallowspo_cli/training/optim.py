@@ -5,7 +5,8 @@ import math
 import torch
 from torch import nn
 
-from mallowspo_cli.recipe.schema import Scheduler, TrainConfig
+from mallowspo_cli.recipe.choices import Scheduler
+from mallowspo_cli.recipe.schema import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mallowspo_cli.recipe.schema import Order
+from mallowspo_cli.recipe.choices import Order
 
 
 @dataclass

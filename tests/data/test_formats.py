@@ -25,7 +25,8 @@ from mallowspo_cli.data.layouts import html_text
 from mallowspo_cli.data.pairs import Message, PreferencePair, Skipped
 from mallowspo_cli.errors import DataError
 from mallowspo_cli.raters import neg_log_phi
-from mallowspo_cli.recipe.schema import DatasetConfig, Pairing
+from mallowspo_cli.recipe.choices import Pairing
+from mallowspo_cli.recipe.schema import DatasetConfig
 
 WHERE = "f row 3"
 DEFAULT = DatasetConfig(path="f")

@@ -17,7 +17,8 @@ from mallowspo_cli.data.prepare import prepare_split
 from mallowspo_cli.data.table import Oddity, TokenizedPairs
 from mallowspo_cli.data.tokenize import tokenize_pairs
 from mallowspo_cli.errors import DataError
-from mallowspo_cli.recipe.schema import DatasetConfig, OnError, PartConfig, Truncation
+from mallowspo_cli.recipe.choices import OnError, Truncation
+from mallowspo_cli.recipe.schema import DatasetConfig, PartConfig
 from tests.conftest import pair_rows
 
 

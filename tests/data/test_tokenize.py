@@ -17,7 +17,8 @@ from mallowspo_cli.data.pairs import Message, PreferencePair
 from mallowspo_cli.data.tokenize import TokenizedPairs, pair_id, split_response, tokenize_pairs
 from mallowspo_cli.errors import DataError
 from mallowspo_cli.models.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, build_byte_tokenizer
-from mallowspo_cli.recipe.schema import DatasetConfig, Truncation
+from mallowspo_cli.recipe.choices import Truncation
+from mallowspo_cli.recipe.schema import DatasetConfig
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "

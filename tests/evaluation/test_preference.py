@@ -19,7 +19,8 @@ from mallowspo_cli.objectives.dpo import DPO
 from mallowspo_cli.objectives.mallows import MallowsTheta
 from mallowspo_cli.objectives.simpo import SimPO
 from mallowspo_cli.packing.layout import PairBatch
-from mallowspo_cli.recipe.schema import DispersionConfig, DispersionMode
+from mallowspo_cli.recipe.choices import DispersionMode
+from mallowspo_cli.recipe.schema import DispersionConfig
 from mallowspo_cli.reference.fingerprint import Fingerprint
 from mallowspo_cli.reference.store import COLUMNS, ReferenceRows, ReferenceStore
 from mallowspo_cli.reference.terms import Reference

@@ -23,12 +23,8 @@ from mallowspo_cli.models.load import (
     load_tokenizer,
     model_directory,
 )
-from mallowspo_cli.recipe.schema import (
-    ActivationCheckpointing,
-    DatasetConfig,
-    LoraConfig,
-    ModelConfig,
-)
+from mallowspo_cli.recipe.choices import ActivationCheckpointing
+from mallowspo_cli.recipe.schema import DatasetConfig, LoraConfig, ModelConfig
 
 IDS = torch.arange(40)[None]
 

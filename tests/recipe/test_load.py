@@ -14,6 +14,7 @@ from mallowspo_cli.objectives import registered
 from mallowspo_cli.objectives.dpo import DPO
 from mallowspo_cli.objectives.ipo import IPO
 from mallowspo_cli.objectives.mallows import MallowsPhi
+from mallowspo_cli.recipe.choices import Precision
 from mallowspo_cli.recipe.find import (
     GROUPS,
     find_recipe,
@@ -23,7 +24,7 @@ from mallowspo_cli.recipe.find import (
     shipped_recipes,
 )
 from mallowspo_cli.recipe.load import load_base, load_recipe
-from mallowspo_cli.recipe.schema import Precision, Recipe
+from mallowspo_cli.recipe.schema import Recipe
 
 SHIPPED = sorted(p.stem for p in shipped_recipes().glob("*.yaml") if p.stem != "base")
 PLAIN = (str, int, float, bool, type(None))

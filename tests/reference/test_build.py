@@ -13,7 +13,8 @@ from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.errors import CacheError, ModelError
 from mallowspo_cli.files import cache_directory
 from mallowspo_cli.packing.layout import PairBatch
-from mallowspo_cli.recipe.schema import Dtype, ModelConfig, Precision, ReferenceConfig
+from mallowspo_cli.recipe.choices import Dtype, Precision
+from mallowspo_cli.recipe.schema import ModelConfig, ReferenceConfig
 from mallowspo_cli.reference import build
 from mallowspo_cli.reference.claims import Claims
 from mallowspo_cli.reference.fingerprint import fingerprint

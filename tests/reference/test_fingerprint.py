@@ -9,8 +9,9 @@ import pytest
 
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import sha256
+from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.load import load_recipe
-from mallowspo_cli.recipe.schema import Dtype, LoraConfig, ModelConfig, Precision
+from mallowspo_cli.recipe.schema import LoraConfig, ModelConfig
 from mallowspo_cli.reference.fingerprint import Fingerprint, compute_name, fingerprint
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mallowspo_cli.errors import CacheError, DataError
-from mallowspo_cli.recipe.schema import DispersionConfig, DispersionMode
+from mallowspo_cli.recipe.choices import DispersionMode
+from mallowspo_cli.recipe.schema import DispersionConfig
 from mallowspo_cli.reference.fingerprint import Fingerprint
 from mallowspo_cli.reference.store import ReferenceRows, ReferenceStore
 from mallowspo_cli.reference.terms import Reference

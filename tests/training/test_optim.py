@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mallowspo_cli.recipe.schema import Scheduler, TrainConfig
+from mallowspo_cli.recipe.choices import Scheduler
+from mallowspo_cli.recipe.schema import TrainConfig
 from mallowspo_cli.training.optim import build_optimizer, learning_rate
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mallowspo_cli.recipe.schema import Order
+from mallowspo_cli.recipe.choices import Order
 from mallowspo_cli.training.order import PairOrder, epoch_order
 
 

@@ -13,12 +13,11 @@ from mallowspo_cli.data.tokenize import tokenize_pairs
 from mallowspo_cli.errors import CacheError
 from mallowspo_cli.objectives.base import Objective, registered
 from mallowspo_cli.objectives.dpo import DPO
+from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.schema import (
     DatasetConfig,
     DispersionConfig,
-    Dtype,
     ModelConfig,
-    Precision,
     ReferenceConfig,
 )
 from mallowspo_cli.reference import build
