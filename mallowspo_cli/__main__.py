@@ -193,7 +193,7 @@ def cache_verify(words: Sequence[str]) -> None:
     rows=N   how many pairs, drawn with the recipe's seed (default 16)
     """
     name, overrides = split_recipe(words, "cache verify")
-    _verb("cache").verify(name, overrides)
+    _verb("cache_rows").verify(name, overrides)
 
 
 @cache.command("diff")
@@ -244,7 +244,7 @@ def cache_export(words: Sequence[str]) -> None:
     to=FILE.parquet   the file to write
     """
     name, overrides = split_recipe(words, "cache export")
-    _verb("cache").export(name, overrides)
+    _verb("cache_rows").export(name, overrides)
 
 
 @cli.command()

@@ -1,70 +1,30 @@
-"""`mallowspo cache`: look into reference stores, verify, compare, tidy and export them."""
+"""`mallowspo cache inspect | diff | gc`: look into reference stores, compare and tidy them."""
 
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from mallowspo_cli import dispersion
-from mallowspo_cli.commands.prepare import (
-    Prepared,
-    default_device,
-    filled_store,
-    one_process,
-    prepare,
-)
+from mallowspo_cli.commands.prepare import Prepared, one_process, prepare, recipe_store
+from mallowspo_cli.commands.words import own_words, whole_number
 from mallowspo_cli.data.dataset import has_split
-from mallowspo_cli.data.prepare import VERSION, PreparedSplit, _key
+from mallowspo_cli.data.prepare import prepared_path
 from mallowspo_cli.data.sources import open_sources
-from mallowspo_cli.data.table import TokenizedPair
-from mallowspo_cli.distributed import log, progress, set_up_logging
+from mallowspo_cli.distributed import set_up_logging
 from mallowspo_cli.errors import CacheError, DataError, RecipeError
-from mallowspo_cli.files import cache_directory, make_directory, whole_file
-from mallowspo_cli.packing.layout import collate
-from mallowspo_cli.recipe.choices import Dtype, Precision
+from mallowspo_cli.files import cache_directory
 from mallowspo_cli.recipe.find import nearest
 from mallowspo_cli.recipe.load import load_recipe
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference import maintenance
-from mallowspo_cli.reference.build import load_scorer, open_store, score_rows
 from mallowspo_cli.reference.claims import Claims
-from mallowspo_cli.reference.store import COLUMNS, FORMAT, ReferenceRows, ReferenceStore
-from mallowspo_cli.reference.store import SCHEMA as STORE_SCHEMA
-from mallowspo_cli.reference.terms import (
-    Reference,
-    kept_pairs,
-    normalised_entropy,
-    numbers_of,
-    raw_weights,
-)
-from mallowspo_cli.training.startup import tolerance
-
-VERIFIED_ROWS = 16
-EXPORTED = pa.schema(
-    [
-        ("split", pa.string()),
-        ("part", pa.string()),
-        ("row", pa.int64()),
-        *STORE_SCHEMA,
-        ("prompt_tokens", pa.int32()),
-        ("normalised_entropy", pa.float64()),
-        ("raw_weight", pa.float64()),
-        ("w", pa.float32()),
-    ]
-)
-"""Columns of an export, a line for each pair of the data. `row` counts the rows of the data, or of
-its `part` in a mixture, from 0; `raw_weight` is w before its scale: -ln(normalised_entropy), or
-what the data says."""
+from mallowspo_cli.reference.store import FORMAT, ReferenceRows, ReferenceStore
+from mallowspo_cli.reference.terms import Reference, kept_pairs, numbers_of, raw_weights
 
 
 @dataclass(frozen=True)
@@ -74,8 +34,6 @@ class Opened:
     recipe: Recipe
     prepared: Prepared
     store: ReferenceStore
-    fill: str
-    """The command that fills the store."""
 
     @property
     def pair_ids(self) -> list[str]:
@@ -86,8 +44,8 @@ class Opened:
 
 def inspect(name: str, overrides: list[str]) -> None:
     """Print what the store of recipe `name` is and holds; see `mallowspo cache inspect --help`."""
-    opened = _open("inspect", name, overrides)
-    store, out = opened.store, _console()
+    opened = open_recipe("inspect", name, overrides)
+    store, out = opened.store, results_console()
     out.print(f"store: {store.path}", soft_wrap=True)
     table = Table("", "value", title=Text("reference store"))
     for label, value in _facts(store):
@@ -105,45 +63,14 @@ def inspect(name: str, overrides: list[str]) -> None:
     out.print(_dispersion_line(opened), soft_wrap=True)
 
 
-def verify(name: str, overrides: list[str]) -> None:
-    """Score some rows of recipe `name` again; see `mallowspo cache verify --help`.
-
-    Raises:
-        CacheError: a row is not what the model gives, or there are none.
-    """
-    own, overrides = _own_words(overrides, ("rows",))
-    count = _whole(own, "rows") or VERIFIED_ROWS
-    opened = _open("verify", name, overrides)
-    store = opened.store
-    pairs = _drawn(opened, count)
-    stored = store.lookup([pair.pair_id for pair in pairs])
-    found = _scored_again(opened, pairs)
-    _print_differences(
-        f"{len(pairs)} of {len(store)} rows, scored again", "max difference", found, stored
-    )
-    for column in COLUMNS:
-        values, expected = getattr(found, column), getattr(stored, column)
-        allowed = _allowed(column, stored, store.fingerprint.compute)
-        # Also where one is not a number.
-        outside = (~((values - expected).abs() <= allowed)).nonzero().flatten().tolist()
-        if outside:
-            index, pair = outside[0], pairs[outside[0]].pair_id
-            raise CacheError(
-                f"{column} of pair {pair} is stored as {float(expected[index]):.6g}, and scoring "
-                f"it again gives {float(values[index]):.6g}; {float(allowed[index]):.2g} of "
-                f"difference would be rounding. {_cure(opened, pair)}"
-            )
-    log.info("every one of the %d rows is what the model gives", len(pairs))
-
-
 def diff(name: str, overrides: list[str]) -> None:
     """Compare the store of recipe `name` with others; see `mallowspo cache diff --help`.
 
     Raises:
         CacheError: `with=` names no store.
     """
-    own, overrides = _own_words(overrides, ("with",))
-    opened = _open("diff", name, overrides)
+    own, overrides = own_words(overrides, ("with",))
+    opened = open_recipe("diff", name, overrides)
     if "with" in own:
         other = ReferenceStore.open(Path(own["with"]).expanduser(), None)
         _print_comparison(opened.store, other)
@@ -157,13 +84,14 @@ def gc(name: str, overrides: list[str]) -> None:
     Raises:
         CacheError: another process works in the store.
     """
-    own, overrides = _own_words(overrides, ("unused", "days"))
-    days, drop = _whole(own, "days"), own.get("unused", "keep")
+    own, overrides = own_words(overrides, ("unused", "days"))
+    days = whole_number(own, "days", 0) if "days" in own else None
+    drop = own.get("unused", "keep")
     if drop not in ("keep", "drop"):
         raise RecipeError(
             f"unused={drop} is neither keep nor drop.{nearest(drop, ('keep', 'drop'))}"
         )
-    opened = _open("gc", name, overrides)
+    opened = open_recipe("gc", name, overrides)
     store = opened.store
     _refuse_where_claimed(store)
     left_over = maintenance.left_over(store.path)
@@ -185,77 +113,18 @@ def gc(name: str, overrides: list[str]) -> None:
     click.echo(f"{freed:,} bytes freed")
 
 
-def export(name: str, overrides: list[str]) -> None:
-    """Write the rows of recipe `name` to a file; see `mallowspo cache export --help`."""
-    own, overrides = _own_words(overrides, ("to",))
-    target = _target(own.get("to"))
-    opened = _open("export", name, overrides)
-    make_directory(target.parent, "the export")
-    recipe, prepared = opened.recipe, opened.prepared
-    store, _ = filled_store(recipe, prepared, default_device())
-    reference = _reference(recipe, prepared, store)
-    tables = [
-        _exported(split, found, reference).cast(EXPORTED)
-        for split, found in prepared.splits.items()
-    ]
-    about = {"fingerprint": store.fingerprint.key(), "dispersion_scale": repr(reference.scale)}
-    table = pa.concat_tables(tables).replace_schema_metadata(about)
-    with whole_file(target) as temporary:
-        pq.write_table(table, temporary)
-    log.info("wrote %d rows", len(table))
-    click.echo(target)
-
-
-def _open(verb: str, name: str, overrides: list[str]) -> Opened:
+def open_recipe(verb: str, name: str, overrides: list[str]) -> Opened:
+    """Recipe, prepared data and store for `mallowspo cache VERB`."""
     set_up_logging()
-    recipe = load_recipe(name, overrides).recipe
+    loaded = load_recipe(name, overrides)
+    recipe = loaded.recipe
     one_process(f"cache {verb}")
-    prepared = prepare(recipe)
-    # Without the words that are this verb's own.
-    fill = shlex.join(["mallowspo", "cache-ref", f"recipe={name}", *overrides])
-    store = open_store(
-        prepared.directory, recipe.model, recipe.reference, recipe.train.precision, fill
-    )
-    return Opened(recipe, prepared, store, fill)
+    prepared = prepare(recipe, loaded.words)
+    return Opened(recipe, prepared, recipe_store(recipe, prepared))
 
 
-def _own_words(words: list[str], keys: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The verb's own words by key, and Hydra overrides."""
-    own: dict[str, str] = {}
-    overrides = []
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in keys:
-            overrides.append(word)
-        elif not value:
-            raise RecipeError(f"{key} is empty. Give a value: {key}=...")
-        else:
-            own[key] = value
-    return own, overrides
-
-
-def _whole(own: dict[str, str], key: str) -> int | None:
-    if key not in own:
-        return None
-    if not own[key].isdecimal() or int(own[key]) == 0:
-        raise RecipeError(f"{key}={own[key]} is no count; expected a whole number above 0.")
-    return int(own[key])
-
-
-def _target(text: str | None) -> Path:
-    if text is None:
-        raise RecipeError(
-            "found no to=. Example: mallowspo cache export recipe=... to=rows.parquet"
-        )
-    target = Path(text).expanduser()
-    if target.suffix != ".parquet":
-        raise RecipeError(f"to={text} does not end in .parquet, which is what is written.")
-    if target.is_dir():
-        raise RecipeError(f"to={text} is a directory; expected a file's name.")
-    return target
-
-
-def _console() -> Console:
+def results_console() -> Console:
+    """Where results are printed: stdout, texts as they are."""
     return Console(highlight=False, markup=False)
 
 
@@ -279,9 +148,10 @@ def _facts(store: ReferenceStore) -> Iterator[tuple[str, str]]:
 def _dispersion_line(opened: Opened) -> str:
     recipe, prepared, store = opened.recipe, opened.prepared, opened.store
     if store.missing(prepared.train.pair_ids):
-        return f"dispersion: unknown until every training pair has a row: {opened.fill}"
+        fill = prepared.fill_command
+        return f"dispersion: unknown until every training pair has a row: {fill}"
     try:
-        reference = _reference(recipe, prepared, store)
+        reference = weights_of(recipe, prepared, store)
         pairs = prepared.train
         if recipe.dispersion.keep is not None:
             pairs = kept_pairs(store, recipe.dispersion, pairs)
@@ -298,7 +168,7 @@ def _dispersion_line(opened: Opened) -> str:
     )
 
 
-def _reference(recipe: Recipe, prepared: Prepared, store: ReferenceStore) -> Reference:
+def weights_of(recipe: Recipe, prepared: Prepared, store: ReferenceStore) -> Reference:
     """Weights as training on the recipe finds them."""
     pairs, config = prepared.train, recipe.dispersion
     if config.keep is not None:
@@ -306,61 +176,7 @@ def _reference(recipe: Recipe, prepared: Prepared, store: ReferenceStore) -> Ref
     return Reference(store, config, pairs.pair_ids, recipe.seed, numbers=numbers_of(config, pairs))
 
 
-def _drawn(opened: Opened, count: int) -> list[TokenizedPair]:
-    """Up to `count` pairs that have a row, drawn with the recipe's seed, in the data's order."""
-    store = opened.store
-    places: dict[str, tuple[str, int]] = {}
-    for split, prepared in opened.prepared.splits.items():
-        for index, pair in enumerate(prepared.pairs.pair_ids):
-            places.setdefault(pair, (split, index))
-    for pair in store.missing(list(places)):
-        del places[pair]
-    if not places:
-        raise CacheError(
-            f"the store at {store.path} has no row of the recipe's pairs, so there is nothing to "
-            f"verify. Fill it: {opened.fill}"
-        )
-    generator = torch.Generator().manual_seed(opened.recipe.seed)
-    drawn = torch.randperm(len(places), generator=generator)[:count].sort().values.tolist()
-    there = list(places.values())
-    splits = opened.prepared.splits
-    return [splits[split].pairs[index] for split, index in (there[place] for place in drawn)]
-
-
-def _scored_again(opened: Opened, pairs: Sequence[TokenizedPair]) -> ReferenceRows:
-    """One pair a pass: no more memory than the reference pass took, and packs of its own."""
-    recipe, device = opened.recipe, default_device()
-    autocast = recipe.model.dtype is Dtype.float32 and recipe.train.precision is Precision.bf16
-    scorer = load_scorer(opened.prepared.directory, recipe.model, device)
-    found = []
-    with progress("verifying", len(pairs), "pairs") as advance:
-        for pair in pairs:
-            found.append(score_rows(scorer, collate([pair]).to(device), autocast))
-            advance(1)
-    return ReferenceRows(**{c: torch.cat([getattr(rows, c) for rows in found]) for c in COLUMNS})
-
-
-def _allowed(column: str, stored: ReferenceRows, compute: str) -> Tensor:
-    """The difference that rounding explains, (B,): none of a count; an entropy's rounding is taken
-    to be that of as many log-probs.
-    """
-    values = getattr(stored, column)
-    if column.endswith("tokens"):
-        return torch.zeros(len(values))
-    tokens = getattr(stored, f"{column.partition('_')[0]}_tokens")
-    if "first" in column:
-        tokens = torch.ones_like(tokens)
-    return tolerance(values, tokens, [compute])
-
-
-def _cure(opened: Opened, pair_id: str) -> str:
-    shard = maintenance.shard_of(opened.store, pair_id)
-    return (
-        f"Delete the shard and fill the store again: rm {shlex.quote(str(shard))} && {opened.fill}"
-    )
-
-
-def _print_differences(
+def print_differences(
     title: str, heading: str, found: ReferenceRows, expected: ReferenceRows
 ) -> None:
     """The largest difference of each column, and of the sums also as a share."""
@@ -373,11 +189,11 @@ def _print_differences(
             share = delta / getattr(expected, column).abs().clamp(min=1e-12)
             relative = f"{float(share.max()):.2g}"
         table.add_row(column, f"{float(delta.max()):.3g}", relative)
-    _console().print(table)
+    results_console().print(table)
 
 
 def _print_comparison(here: ReferenceStore, there: ReferenceStore) -> None:
-    out = _console()
+    out = results_console()
     out.print(f"here:  {here.path}\nthere: {there.path}", soft_wrap=True)
     one, other = _built_by(here), _built_by(there)
     for field in one:
@@ -393,7 +209,7 @@ def _print_comparison(here: ReferenceStore, there: ReferenceStore) -> None:
     )
     if common:
         title = f"{len(common)} rows that both have"
-        _print_differences(title, "max difference", there.lookup(common), here.lookup(common))
+        print_differences(title, "max difference", there.lookup(common), here.lookup(common))
 
 
 def _built_by(store: ReferenceStore) -> dict[str, str]:
@@ -408,7 +224,7 @@ def _print_neighbours(store: ReferenceStore) -> None:
         for file in sorted(directory.glob("*/manifest.json"))
         if file.parent.resolve() != store.path.resolve() and not file.parent.name.startswith(".")
     ]
-    out = _console()
+    out = results_console()
     out.print(f"here: {store.path}, {len(store):,} rows", soft_wrap=True)
     if not places:
         out.print(f"no other store in {directory}", soft_wrap=True)
@@ -449,27 +265,8 @@ def _own_data(opened: Opened) -> list[Path]:
     config, tokenizer = opened.recipe.dataset, opened.prepared.tokenizer
     column = opened.recipe.dispersion.column
     return [
-        cache_directory() / "data" / f"v{VERSION}-{_key(source, tokenizer, config, column)}"
+        prepared_path(source, tokenizer, config, column)
         for split in ("train", "eval")
         if has_split(config, split)
         for source in open_sources(config, split)
     ]
-
-
-def _exported(split: str, found: PreparedSplit, reference: Reference) -> pa.Table:
-    """The lines of a split, in the data's order."""
-    store, config, pairs = reference.store, reference.config, found.pairs
-    ids, numbers = pairs.pair_ids, numbers_of(reference.config, found.pairs)
-    rows = store.lookup(ids)
-    columns = {
-        "split": [split] * len(ids),
-        "part": np.asarray(found.part_names, dtype=object)[found.parts],
-        "row": pairs.values("row"),
-        "pair_id": ids,
-        **{c: getattr(rows, c).numpy() for c in COLUMNS},
-        "prompt_tokens": pairs.lengths[:, 0],
-        "normalised_entropy": normalised_entropy(store, config, ids).double().numpy(),
-        "raw_weight": raw_weights(store, config, ids, numbers).numpy(),
-        "w": reference.add(ids, numbers).numpy(),
-    }
-    return pa.table({name: columns[name] for name in EXPORTED.names})

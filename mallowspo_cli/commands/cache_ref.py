@@ -10,10 +10,11 @@ from mallowspo_cli.recipe.load import load_recipe
 def run(name: str, overrides: list[str]) -> None:
     """Score what the store of recipe `name` lacks; see `mallowspo cache-ref --help`."""
     set_up_logging()
-    recipe = load_recipe(name, overrides).recipe
+    loaded = load_recipe(name, overrides)
+    recipe = loaded.recipe
     objective = recipe.objective
     if not (objective.needs_reference or objective.needs_dispersion):
         log.info("%s reads no reference; scoring all the same", type(objective).__name__)
-    store, _ = filled_store(recipe, prepare(recipe), default_device())
+    store, _ = filled_store(recipe, prepare(recipe, loaded.words), default_device())
     if is_main():
         click.echo(store.path)

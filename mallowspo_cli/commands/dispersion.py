@@ -14,9 +14,9 @@ from mallowspo_cli.commands.prepare import (
     default_device,
     filled_store,
     one_process,
-    own_words,
     prepare,
 )
+from mallowspo_cli.commands.words import own_words
 from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.files import make_directory, whole_file
@@ -41,10 +41,11 @@ def run(name: str, words: list[str]) -> None:
     set_up_logging()
     one_process("dispersion")
     own, overrides = own_words(words, ("to",))
-    recipe = load_recipe(name, overrides).recipe
+    loaded = load_recipe(name, overrides)
+    recipe = loaded.recipe
     directory = Path(own.get("to", f"reports/{recipe.name}-dispersion"))
     make_directory(directory, "the report")
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, loaded.words)
     store, _ = filled_store(recipe, prepared, default_device())
     pairs, parts = _training_pairs(recipe, prepared, store)
     numbers = numbers_of(recipe.dispersion, pairs)

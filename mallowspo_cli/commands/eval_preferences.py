@@ -16,6 +16,7 @@ from mallowspo_cli.commands.prepare import (
     prepare,
 )
 from mallowspo_cli.commands.show import print_preferences
+from mallowspo_cli.commands.words import own_words, whole_number
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError, RecipeError
 from mallowspo_cli.evaluation.preference import evaluate_preferences
@@ -48,18 +49,20 @@ class Subject:
 def run(words: list[str]) -> None:
     """Evaluate on held-out pairs; see `mallowspo eval preferences --help`."""
     set_up_logging()
-    own, overrides = _split_words(words)
+    own, overrides = own_words(words, OWN_KEYS)
+    if any(word.startswith("recipe=") for word in overrides):
+        raise RecipeError("a run brings its recipe: give model=RUN_OR_MODEL, not recipe=.")
     if "model" not in own:
         raise EvalError(
             "found no model=. Example: mallowspo eval preferences model=runs/quickstart"
         )
-    limit = _limit(own.get("eval.limit"))
+    limit = whole_number(own, "eval.limit", 0) if "eval.limit" in own else None
     subject = _subject(own["model"], own.get("reference"), overrides)
     one_process("eval preferences")
     prepared = prepare(subject.recipe)
     if prepared.held_out is None:
         raise EvalError(
-            f"{subject.recipe.dataset.path} has no held-out pairs. Name a split "
+            f"{subject.recipe.dataset.title} has no held-out pairs. Name a split "
             "(dataset.eval_split=NAME), or take some out (dataset.eval_size=100)."
         )
     places = _outputs(subject, own.get("eval.output"))
@@ -89,34 +92,11 @@ def evaluate(subject: Subject, prepared: Prepared, limit: int | None) -> dict[st
     return {
         "model": str(subject.run or subject.policy.source),
         "reference": recipe.model.source if reference is not None else None,
-        "dataset": recipe.dataset.path,
+        "dataset": recipe.dataset.title,
         "objective": objective_name(recipe.objective),
         "dispersion_scale": reference.scale if reference is not None else None,
         **report.as_dict(),
     }
-
-
-def _split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The command's own keys, and Hydra overrides."""
-    own: dict[str, str] = {}
-    overrides = []
-    for word in words:
-        key, separator, value = word.partition("=")
-        if separator and key in OWN_KEYS:
-            own[key] = value
-        elif key == "recipe":
-            raise RecipeError("a run brings its recipe: give model=RUN_OR_MODEL, not recipe=.")
-        else:
-            overrides.append(word)
-    return own, overrides
-
-
-def _limit(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) == 0:
-        raise EvalError(f"eval.limit={text} is no count of pairs; expected a whole number above 0.")
-    return int(text)
 
 
 def _subject(model: str, reference: str | None, overrides: list[str]) -> Subject:
@@ -194,7 +174,7 @@ def _reference(subject: Subject, prepared: Prepared, device: torch.device) -> Re
     )
     fitted = prepared.train if fit_scale else prepared.held_out
     held_out, config = prepared.held_out, recipe.dispersion
-    store, _ = complete(recipe, prepared.directory, [*held_out, *fitted], device)
+    store, _ = complete(recipe, prepared, [*held_out, *fitted], device)
     reference = Reference(
         *(store, config, fitted.pair_ids, recipe.seed, subject.scale),
         numbers=numbers_of(config, fitted),
@@ -207,7 +187,7 @@ def _reference(subject: Subject, prepared: Prepared, device: torch.device) -> Re
 def _outputs(subject: Subject, named: str | None) -> list[Path]:
     places = []
     if subject.run is not None:
-        data = re.sub(r"[^A-Za-z0-9._-]+", "_", subject.recipe.dataset.path).strip("_")
+        data = re.sub(r"[^A-Za-z0-9._-]+", "_", subject.recipe.dataset.title).strip("_")
         directory = make_directory(subject.run / "evaluations", "the evaluation")
         places.append(directory / f"preferences_{data}.json")
     if named is not None:

@@ -1,7 +1,6 @@
 """From a recipe to what every verb needs: model files, tokenizer, tokenised pairs, reference."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from mallowspo_cli.data.prepare import PreparedSplit, prepare_split
 from mallowspo_cli.data.table import TokenizedPair, TokenizedPairs
 from mallowspo_cli.distributed import console, log, main_first, world_size
-from mallowspo_cli.errors import MallowsPOError, RecipeError
+from mallowspo_cli.errors import MallowsPOError
 from mallowspo_cli.files import cache_directory
 from mallowspo_cli.models.load import load_tokenizer, model_directory
 from mallowspo_cli.recipe.schema import Recipe
@@ -29,6 +28,8 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     splits: dict[str, PreparedSplit]
     """"train", and "eval" where the data has held-out pairs."""
+    fill_command: str
+    """The command that fills the reference store, for messages."""
 
     @property
     def train(self) -> TokenizedPairs:
@@ -41,16 +42,23 @@ class Prepared:
         return self.splits["eval"].pairs if "eval" in self.splits else None
 
 
-def prepare(recipe: Recipe, sample: int | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe, words: Sequence[str] = ("recipe=...",), sample: int | None = None
+) -> Prepared:
     """Fetch the model's files, read the pairs and tokenise them, telling what was left out.
 
     Among several processes the main one does the work while the others wait for its files.
 
-    With `sample`, only the first so many rows of each split are read.
+    Args:
+        words: the command's words, for messages that say how to fill the reference store.
+        sample: only the first so many rows of each split are read.
     """
     if not console.is_terminal:
         transformers.utils.logging.disable_progress_bar()
-    prepared = main_first(lambda: _prepare(recipe, sample), cache_directory() / "launches")
+    kept = [word for word in words if not word.startswith("reference.store=")]
+    fill = shlex.join(["mallowspo", "cache-ref", *kept])
+    launches = cache_directory() / "launches"
+    prepared = main_first(lambda: _prepare(recipe, fill, sample), launches)
     for name, split in prepared.splits.items():
         log.info("%s split: %d pairs of %d rows", name, len(split.pairs), split.rows)
         for cause, count in split.pairs.losses.items():
@@ -58,7 +66,7 @@ def prepare(recipe: Recipe, sample: int | None = None) -> Prepared:
     return prepared
 
 
-def _prepare(recipe: Recipe, sample: int | None) -> Prepared:
+def _prepare(recipe: Recipe, fill: str, sample: int | None) -> Prepared:
     directory = model_directory(recipe.model)
     tokenizer = load_tokenizer(directory, recipe.model.chat_template)
     column = recipe.dispersion.column
@@ -67,26 +75,7 @@ def _prepare(recipe: Recipe, sample: int | None) -> Prepared:
         for split in ("train", "eval")
     }
     splits = {name: split for name, split in found.items() if split is not None}
-    return Prepared(directory, tokenizer, splits)
-
-
-def own_words(words: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """A verb's own NAME=VALUE words, and the others.
-
-    Raises:
-        RecipeError: one of them twice, or without a value.
-    """
-    own: dict[str, str] = {}
-    others = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name not in names:
-            others.append(word)
-        elif not equals or not value or name in own:
-            raise RecipeError(f"found {word!r}; expected {name}=VALUE, once.")
-        else:
-            own[name] = value
-    return own, others
+    return Prepared(directory, tokenizer, splits, fill)
 
 
 def one_process(verb: str) -> None:
@@ -114,7 +103,7 @@ def filled_store(
     counts = {"scored": 0, "reused": 0}
     store = None
     for split in prepared.splits.values():
-        store, scored = complete(recipe, prepared.directory, split.pairs, device)
+        store, scored = complete(recipe, prepared, split.pairs, device)
         counts["scored"] += scored
         counts["reused"] += len(set(split.pairs.pair_ids)) - scored
     assert store is not None
@@ -122,15 +111,21 @@ def filled_store(
 
 
 def complete(
-    recipe: Recipe, directory: Path, pairs: Sequence[TokenizedPair], device: torch.device
+    recipe: Recipe, prepared: Prepared, pairs: Sequence[TokenizedPair], device: torch.device
 ) -> tuple[ReferenceStore, int]:
-    """The store of the recipe's reference in `directory`, with a row for each of `pairs`, and how
-    many of them were scored now.
+    """The store of the recipe's reference, with a row for each of `pairs`, and how many of them
+    were scored now.
     """
-    precision = recipe.train.precision
-    store = recipe_store(recipe, directory)
-    pack_tokens = recipe.reference.pack_tokens
-    new = complete_store(store, pairs, directory, recipe.model, precision, pack_tokens, device)
+    store = recipe_store(recipe, prepared)
+    new = complete_store(
+        store,
+        pairs,
+        prepared.directory,
+        recipe.model,
+        recipe.train.precision,
+        recipe.reference.pack_tokens,
+        device,
+    )
     if new == 0:
         log.info("reference store: every pair is there (%s)", store.path)
     else:
@@ -138,18 +133,20 @@ def complete(
     return store, new
 
 
-def recipe_store(recipe: Recipe, directory: Path) -> ReferenceStore:
+def recipe_store(recipe: Recipe, prepared: Prepared) -> ReferenceStore:
     """The store of a recipe's reference, made when it is not there.
 
     Raises:
         CacheError: `reference.store` names a store that was built otherwise; says what differs and
             how to build another.
     """
-    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    kept = [shlex.quote(w) for w in words if not w.startswith("reference.store=")]
-    rebuild = " ".join(["mallowspo cache-ref", *kept])
-    precision = recipe.train.precision
-    return open_store(directory, recipe.model, recipe.reference, precision, rebuild)
+    return open_store(
+        prepared.directory,
+        recipe.model,
+        recipe.reference,
+        recipe.train.precision,
+        prepared.fill_command,
+    )
 
 
 def default_device() -> torch.device:

@@ -64,7 +64,7 @@ def print_pair(
     styles = {"prompt": "dim", "chosen": "green", "rejected": "red"}
     for part, style in styles.items():
         tokens = getattr(pair, part).tolist()
-        out.print(f"{part} ({'not trained' if part == 'prompt' else 'trained'}):", style="bold")
+        out.print(f"{part}: ({'not trained' if part == 'prompt' else 'trained'})", style="bold")
         if ids:
             out.print(_token_by_token(tokens, tokenizer, style))
         else:

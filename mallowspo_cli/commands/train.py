@@ -69,7 +69,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     one_process("train")
     recipe = loaded.recipe
     trackers = _trackers(recipe)
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, loaded.words)
     known = _known(recipe, prepared)
     pairs = known.train_pairs
     steps = total_steps(recipe, len(pairs))
@@ -261,7 +261,7 @@ def _finish(run: Run, loaded: LoadedRecipe, prepared: Prepared, kl: SequenceKL |
         "name": recipe.name,
         "objective": objective_name(recipe.objective),
         "model_source": recipe.model.source,
-        "dataset_path": recipe.dataset.path,
+        "dataset_path": recipe.dataset.title,
         "steps": run.total_steps,
         "pairs_seen": pairs_seen,
         "training_seconds": pairs_seen / pairs_per_second,
@@ -316,7 +316,7 @@ def _dry_run(loaded: LoadedRecipe) -> None:
     """Everything short of the model: compose, tokenise a sample, show a pair and what would run."""
     recipe = loaded.recipe
     one_process("train")
-    prepared = prepare(recipe, sample=DRY_RUN_ROWS)
+    prepared = prepare(recipe, loaded.words, DRY_RUN_ROWS)
     print_pair(prepared.train[0], prepared.tokenizer)
     split = prepared.splits["train"]
     usable = round(len(split.pairs) / split.read * split.rows)

@@ -109,8 +109,7 @@ def _prepared(
         rows = len(source.load())
         table = tokenize_items(items, tokenizer, config)
         return _Tables([table], rows, min(limit, rows), format_name(layout_of(source)))
-    key = _key(source, tokenizer, config, column)
-    place = cache_directory() / "data" / f"v{VERSION}-{key}"
+    place = prepared_path(source, tokenizer, config, column)
     if ready := _open(place):
         return ready
     make_directory(place, "prepared data")
@@ -150,10 +149,10 @@ def _open(place: Path) -> _Tables | None:
     return _Tables(tables, manifest["rows"], manifest["rows"], manifest["layout"])
 
 
-def _key(
+def prepared_path(
     source: Source, tokenizer: PreTrainedTokenizerBase, config: DatasetConfig, column: str | None
-) -> str:
-    """What the files depend on: content, layout, limits, tokenizer and template."""
+) -> Path:
+    """Where a source's files lie: named by content, layout, limits, tokenizer and template."""
     backend = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
     values = {
         "name": source.name,
@@ -166,4 +165,5 @@ def _key(
         **{key: str(getattr(config, key)) for key in TOKENISATION_KEYS},
     }
     text = json.dumps(values, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    key = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    return cache_directory() / "data" / f"v{VERSION}-{key}"

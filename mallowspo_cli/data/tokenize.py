@@ -3,15 +3,15 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import TemplateError
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from mallowspo_cli.data.pairs import Message, PreferencePair, Skipped
+from mallowspo_cli.data.render import Opening, Rendered
 from mallowspo_cli.data.table import SCHEMA, Oddity, TokenIds, TokenizedPair, TokenizedPairs
 from mallowspo_cli.distributed import progress
 from mallowspo_cli.errors import DataError
@@ -83,7 +83,9 @@ def check_losses(found: TokenizedPairs, config: DatasetConfig) -> None:
     stop_at_broken(found, config)
     if not len(found):
         causes = ", ".join(f"{n} {cause}" for cause, n in found.losses.items())
-        raise DataError(f"no pair is left to score: {causes or 'there were none'}.")
+        raise DataError(
+            f"no pair of {config.title} is left to score: {causes or 'there were none'}."
+        )
 
 
 def stop_at_broken(found: TokenizedPairs, config: DatasetConfig) -> None:
@@ -220,77 +222,6 @@ def split_response(
     return _split(rendered, encoding, _special_ids(tokenizer), tokenizer)
 
 
-class Rendered(NamedTuple):
-    """A conversation as the chat template writes it."""
-
-    text: str
-    start: int
-    """Character at which the response's part begins."""
-    text_end: int
-    """Character behind the response's own text."""
-    row: str
-
-
-class Opening:
-    """The part of a conversation that its responses share."""
-
-    def __init__(
-        self,
-        prompt: Sequence[Message],
-        tokenizer: PreTrainedTokenizerBase,
-        header: bool,
-        row: str,
-    ):
-        self.tokenizer, self.row, self.prompt = tokenizer, row, prompt
-        self.history = [message.as_dict() for message in prompt]
-        self.text = self._template(self.history, add_generation_prompt=True)
-        self.start = len(self.text)
-        if header:
-            bare = self._template(self.history, add_generation_prompt=False)
-            if not self.text.startswith(bare):
-                raise DataError(
-                    f"{row}: the chat template ends a conversation before a response otherwise "
-                    f"(...{bare[-40:]!r}), so the response's header cannot be told apart. Set "
-                    "dataset.header_in_response=false."
-                )
-            self.start = len(bare)
-
-    def render(self, response: Message) -> Rendered:
-        """The whole conversation with this response.
-
-        Raises:
-            DataError: the template refuses it, or changes the prompt or the response's text.
-        """
-        rendered = self._template([*self.history, response.as_dict()], response=response)
-        if not rendered.startswith(self.text):
-            raise DataError(
-                f"{self.row}: the chat template renders the prompt differently before a response "
-                f"(...{self.text[-40:]!r} is not how the whole conversation begins)."
-            )
-        text = response.content.strip()
-        found = rendered.find(text, len(self.text))
-        if found < 0:
-            raise DataError(
-                f"{self.row}: the chat template changes the response's text: {_cut(text)} is not "
-                f"in {_cut(rendered[len(self.text) :])}."
-            )
-        return Rendered(rendered, self.start, found + len(text), self.row)
-
-    def _template(
-        self, history: list[dict[str, str]], response: Message | None = None, **options: bool
-    ) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(history, tokenize=False, **options)
-        except TemplateError as error:
-            roles = ", ".join(m.role for m in (*self.prompt, response) if m is not None)
-            raise DataError(
-                f"{self.row}: the chat template refuses the conversation (roles: {roles!r}): "
-                f"{' '.join(str(error).split())}."
-            ) from error
-        assert isinstance(text, str)
-        return text
-
-
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Sequence[Encoding]:
     """What the tokenizer makes of each text, without special tokens of its own."""
     if not texts:
@@ -308,7 +239,7 @@ def _split(
     first = _first_token(encoding, rendered.start)
     if first == 0:
         raise DataError(f"{row}: the chat template renders the prompt as nothing.")
-    if encoding.token_to_chars(first - 1)[1] > rendered.start:
+    if _end(encoding, first - 1) > rendered.start:
         raise DataError(
             f"{row}: one token holds the end of the prompt and the beginning of the response: "
             f"{_show(tokenizer, ids[max(0, first - 4) : first + 3])}. Does the response begin with "
@@ -326,11 +257,19 @@ def _split(
 def _first_token(encoding: Encoding, character: int) -> int:
     """Index of the first token that begins at or behind a character."""
     index = encoding.char_to_token(character)
-    if index is not None and encoding.token_to_chars(index)[0] == character:
-        return index
+    if index is not None:
+        span = encoding.token_to_chars(index)
+        if span is not None and span[0] == character:
+            return index
     # No token begins just there: all offsets are looked at, which is slow.
     starts = np.asarray([start for start, _ in encoding.offsets])
     return int(np.searchsorted(starts, character))
+
+
+def _end(encoding: Encoding, token: int) -> int:
+    """The character behind a token."""
+    span = encoding.token_to_chars(token)
+    return span[1] if span is not None else encoding.offsets[token][1]
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -360,10 +299,6 @@ def _fit(
     if np.array_equal(chosen, rejected):
         return None, "dropped: responses have the same tokens"
     return (prompt, chosen, rejected), cause
-
-
-def _cut(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
 def _show(tokenizer: PreTrainedTokenizerBase, ids: TokenIds) -> str:

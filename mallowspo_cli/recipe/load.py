@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -53,6 +53,13 @@ class LoadedRecipe:
     overrides: list[str]
     tree: dict[str, Any]
     """The resolved values, as plain dictionaries."""
+
+    @property
+    def words(self) -> list[str]:
+        """The words of a command that load it again."""
+        known = recipe_files().get(self.source.stem)
+        name = self.source.stem if known == self.source else str(self.source)
+        return [f"recipe={name}", *self.overrides]
 
     def to_yaml(self) -> str:
         """The resolved recipe as a recipe file of its own: `recipe=FILE` composes it again."""
@@ -229,6 +236,10 @@ def _check_known_keys(base: DictConfig, parsed: list[Override]) -> None:
         for depth, part in enumerate(parts):
             if owner is None:
                 raise RecipeError("objective has no value. Give one: objective=NAME")
+            if get_origin(owner) is dict:
+                # The user's own names, such as the parts of a mixture.
+                owner = get_args(owner)[1]
+                continue
             if not is_dataclass(owner):
                 prefix = ".".join(parts[:depth])
                 raise RecipeError(f"{key} is not a key: {prefix} is a single value.")

@@ -165,6 +165,11 @@ class DatasetConfig:
     max_pairs_per_prompt: int | None = None
     """First so many pairs of a prompt; null takes all."""
 
+    @property
+    def title(self) -> str:
+        """What it is called in results: its path, or the paths of its parts."""
+        return self.path or " + ".join(part.path for part in self.parts.values())
+
     def __post_init__(self) -> None:
         _at_least("dataset.max_length", self.max_length, 2)
         _at_least("dataset.max_prompt_length", self.max_prompt_length, 1)

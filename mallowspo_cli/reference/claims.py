@@ -63,7 +63,7 @@ class Claims:
         try:
             owner = json.loads(text)
             here = owner["host"] == socket.gethostname()
-            if here and not _alive(int(owner["process"])):
+            if here and not process_alive(int(owner["process"])):
                 return True
         except (ValueError, KeyError, TypeError):
             # Not written yet, or cut off: its age decides.
@@ -76,7 +76,8 @@ class Claims:
         return time.monotonic() - since > STALE_SECONDS
 
 
-def _alive(process: int) -> bool:
+def process_alive(process: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

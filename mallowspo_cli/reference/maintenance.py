@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mallowspo_cli.errors import CacheError
-from mallowspo_cli.reference.claims import STALE_SECONDS, _alive
+from mallowspo_cli.reference.claims import STALE_SECONDS, process_alive
 from mallowspo_cli.reference.store import (
     COLUMNS,
     ReferenceRows,
@@ -66,7 +66,7 @@ def _claim(file: Path, now: float) -> HeldClaim | None:
     try:
         said = json.loads(text)
         owner = f"process {said['process']} on {said['host']}"
-        dead = said["host"] == socket.gethostname() and not _alive(int(said["process"]))
+        dead = said["host"] == socket.gethostname() and not process_alive(int(said["process"]))
     except (ValueError, KeyError, TypeError):
         # Not written yet, or cut off: its age decides.
         pass

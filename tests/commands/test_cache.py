@@ -182,7 +182,7 @@ def test_what_verify_says_to_do_mends_the_store(mallowspo: Command, filled: list
 def test_verify_draws_with_the_recipes_seed(
     mallowspo: Command, filled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mallowspo_cli.commands import cache
+    from mallowspo_cli.commands import cache_rows as cache
 
     drawn: list[str] = []
     honest = cache.score_rows
@@ -446,7 +446,7 @@ def test_an_export_that_fails_leaves_the_older_file(
         target.write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mallowspo_cli.commands.cache.pq.write_table", killed)
+    monkeypatch.setattr("mallowspo_cli.commands.cache_rows.pq.write_table", killed)
     assert mallowspo("cache", "export", *filled, "to=rows.parquet").code != 0
     assert Path("rows.parquet").read_text() == "older"
     assert list(Path.cwd().glob(".*.tmp")) == []
@@ -456,14 +456,14 @@ def test_an_export_that_fails_leaves_the_older_file(
     ("verb", "word", "expected"),
     [
         ("inspect", "to=x", "to is not a key"),
-        ("verify", "rows=0", "rows=0 is no count"),
-        ("verify", "rows=many", "rows=many is no count"),
-        ("verify", "rows", "rows is empty"),
+        ("verify", "rows=0", "rows=0 is not a whole number"),
+        ("verify", "rows=many", "rows=many is not a whole number"),
+        ("verify", "rows=", "rows is empty"),
         ("diff", "with=nowhere", "no reference store at nowhere"),
         ("diff", "with=.", "no reference store at"),
         ("diff", "with=foreign", "manifest.json is not a manifest of version"),
         ("gc", "unused=dorp", "Did you mean 'drop'?"),
-        ("gc", "days=-1", "days=-1 is no count"),
+        ("gc", "days=-1", "days=-1 is not a whole number"),
         ("gc", "train.epochs=0", "train.epochs=0 is out of range"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from mallowspo_cli.commands.data import BARS, bar_line
+from mallowspo_cli.report.data_tables import BARS, bar_line
 from tests.commands.conftest import Command
 from tests.commands.test_bad_input import complaint
 from tests.conftest import pair_rows
@@ -206,7 +206,7 @@ def test_show_prints_tokens_that_decode_to_the_text(
     write_rows([row], "train.jsonl")
     done = mallowspo("data", "show", *words, "tokens=true")
     assert done.code == 0, done.err
-    part = done.out[done.out.index("chosen (") : done.out.index("rejected (")]
+    part = done.out[done.out.index("chosen: (") : done.out.index("rejected: (")]
     tokens = re.findall(r'("(?:[^"\\]|\\.)*"):(\d+)(?=\s)', part)
     ids = [int(number) for _, number in tokens]
     assert tiny_tokenizer.decode(ids) == row["chosen"] + "<|end|>"

@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from mallowspo_cli.data import prepare
+from mallowspo_cli.data.advice import warnings
 from mallowspo_cli.data.prepare import prepare_split
 from mallowspo_cli.data.report import (
     find,
@@ -21,7 +22,6 @@ from mallowspo_cli.data.report import (
     padded_tokens,
     predicted_gain,
     read_marks,
-    warnings,
 )
 from mallowspo_cli.models.tiny import CHAT_TEMPLATE
 from mallowspo_cli.recipe.choices import OnError, Truncation
@@ -144,7 +144,10 @@ def test_repeats_and_contradictions_are_those_of_a_plain_count_over_several_file
 
 def test_a_prompt_in_both_splits(check: Check) -> None:
     shared = {"prompt": CLEAN[4]["prompt"], "chosen": "one", "rejected": "two"}
-    found = check(held_out=[*HELD_OUT, shared, {**shared, "chosen": "six"}])
+    # The training row that is named is the prompt's first.
+    found = check(
+        {**shared, "chosen": "ten"}, held_out=[*HELD_OUT, shared, {**shared, "chosen": "six"}]
+    )
     assert found["overlap"] == {
         "pairs": 2,
         "prompts": 1,

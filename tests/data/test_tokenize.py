@@ -376,7 +376,7 @@ def pair_of(prompt: int, chosen: int, rejected: int) -> PreferencePair:
 
 
 def tokenized(pairs: list[PreferencePair], truncation: str = "drop", **limits) -> TokenizedPairs:
-    config = DatasetConfig(truncation=Truncation(truncation), **limits)
+    config = DatasetConfig(path="-", truncation=Truncation(truncation), **limits)
     return tokenize_pairs(pairs, BYTES["tiny"], config)
 
 
@@ -509,10 +509,10 @@ def test_nothing_left_is_refused_with_the_causes() -> None:
     with pytest.raises(DataError) as error:
         tokenized(pairs, max_length=20)
     assert str(error.value) == (
-        "no pair is left to score: 1 dropped: prompt longer than 20 tokens, "
+        "no pair of - is left to score: 1 dropped: prompt longer than 20 tokens, "
         "2 dropped: longer than 20 tokens."
     )
-    with pytest.raises(DataError, match=r"^no pair is left to score: there were none\.$"):
+    with pytest.raises(DataError, match=r"^no pair of \S+ is left to score: there were none\.$"):
         tokenized([])
 
 

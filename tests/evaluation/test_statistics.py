@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from mallowspo_cli.evaluation.statistics import bootstrap_interval
+from mallowspo_cli.evaluation.statistics import bootstrap_interval, spearman
 
 
 def normal(count: int, seed: int = 0) -> list[float]:
@@ -70,3 +71,43 @@ def test_the_interval_depends_on_seed_and_data_alone() -> None:
     assert bootstrap_interval(values, [f"z{g}" for g in own_groups(30)]) == first
     assert bootstrap_interval(values, own_groups(30), seed=1) != first
     assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_spearman_is_that_of_scipy_with_ties_and_without_what_is_missing() -> None:
+    draw = np.random.default_rng(1)
+    first = draw.normal(size=300)
+    second = np.round(first + draw.normal(size=300), 1)
+    expected = stats.spearmanr(first, second).statistic
+    first[[4, 9]], second[7] = np.nan, np.nan
+    known = ~(np.isnan(first) | np.isnan(second))
+    expected = stats.spearmanr(first[known], second[known]).statistic
+    found = spearman(first, second, range(300))
+    assert found.value == pytest.approx(expected)
+    assert found.pairs == 297
+    assert found.low < expected < found.high
+
+
+def test_the_interval_of_a_correlation_covers_the_truth_about_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(2)
+    truth = 6 / np.pi * np.arcsin(0.5 / 2)
+    inside = 0
+    for trial in range(100):
+        x = draw.normal(size=150)
+        y = 0.5 * x + np.sqrt(0.75) * draw.normal(size=150)
+        found = spearman(x, y, range(150), seed=trial)
+        inside += found.low <= truth <= found.high
+    assert 88 <= inside <= 100
+
+
+def test_pairs_of_one_prompt_do_not_count_as_many_observations() -> None:
+    draw = np.random.default_rng(3)
+    x, y = draw.normal(size=60), draw.normal(size=60)
+    alone = spearman(x, y, range(60))
+    repeated = spearman(np.repeat(x, 20), np.repeat(y, 20), np.repeat(np.arange(60), 20).tolist())
+    assert repeated.value == pytest.approx(alone.value, abs=1e-9)
+    assert repeated.high - repeated.low == pytest.approx(alone.high - alone.low, rel=0.1)
+
+
+def test_a_constant_has_no_correlation() -> None:
+    found = spearman(np.ones(9), np.arange(9.0), range(9))
+    assert np.isnan([found.value, found.low, found.high]).all()

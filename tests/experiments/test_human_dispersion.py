@@ -16,26 +16,28 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from mallowspo_cli import raters
 from mallowspo_cli.commands.experiment import human_dispersion_words, run_human_dispersion
 from mallowspo_cli.errors import DataError, RecipeError
-from mallowspo_cli.experiments import human_dispersion as experiment
-from mallowspo_cli.experiments.human_dispersion import (
-    CORPORA,
-    LENGTH_RATIO,
+from mallowspo_cli.experiments import rated_texts
+from mallowspo_cli.experiments.correlations import (
     PAIR_MEASURES,
-    SCALE,
-    Estimates,
-    RatedTexts,
     correlate,
-    draw_pairs,
-    fetch_corpora,
-    human_phi,
-    pair_columns,
-    position_correlation,
-    probability_above,
     rank_matrix,
-    read_corpus,
-    reliability,
     shuffled_control,
-    text_columns,
+)
+from mallowspo_cli.experiments.human_dispersion import Estimates, pair_columns, text_columns
+from mallowspo_cli.experiments.rated_pairs import (
+    LENGTH_RATIO,
+    draw_pairs,
+    human_phi,
+    probability_above,
+    reliability,
+)
+from mallowspo_cli.experiments.rated_texts import (
+    CORPORA,
+    SCALE,
+    RatedTexts,
+    fetch_corpora,
+    position_correlation,
+    read_corpus,
 )
 from mallowspo_cli.files import sha256
 from mallowspo_cli.models.sources import resolve_model
@@ -73,7 +75,7 @@ def write_archive(path: Path, corpora: dict[str, list[tuple[str, list[int]]]]) -
         files[f"hutto_ICWSM_2014/{stem}_GroundTruth.txt"] = "\r\n".join(texts).encode("utf-8-sig")
         files[f"hutto_ICWSM_2014/{stem}_anonDataRatings.txt"] = "\r\n".join(rated).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(packed({experiment.INNER_ARCHIVE: packed(files)}))
+    path.write_bytes(packed({rated_texts.INNER_ARCHIVE: packed(files)}))
     return path
 
 
@@ -136,7 +138,7 @@ def test_a_row_that_does_not_fit_is_left_out(
         "hutto_ICWSM_2014/tweets_anonDataRatings.txt": f"{ratings}\r\n9\t1\t0\t[1, 1]".encode(),
     }
     archive = tmp_path / "a.tar.gz"
-    archive.write_bytes(packed({experiment.INNER_ARCHIVE: packed(files)}))
+    archive.write_bytes(packed({rated_texts.INNER_ARCHIVE: packed(files)}))
     corpus = read_corpus(archive, "tweets")
     assert corpus.texts == ["Kept"]
     assert dict(corpus.losses) == {cause: 1}
@@ -176,8 +178,8 @@ def test_the_corpora_are_fetched_by_hash_and_kept(
         return Done()
 
     monkeypatch.setenv("MALLOWSPO_CACHE", str(tmp_path))
-    monkeypatch.setattr(experiment, "SHA256", sha256(source))
-    monkeypatch.setattr(experiment.subprocess, "run", pip)
+    monkeypatch.setattr(rated_texts, "SHA256", sha256(source))
+    monkeypatch.setattr(rated_texts.subprocess, "run", pip)
     assert fetch_corpora() == fetch_corpora() == tmp_path / "corpora/vaderSentiment-3.3.2.tar.gz"
     assert len(calls) == 1
     assert {"--require-hashes", "--no-deps"} <= set(calls[0])
@@ -189,7 +191,7 @@ def test_pips_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         returncode, stderr = 1, "WARNING: x\nERROR: No matching distribution\n  more"
 
     monkeypatch.setenv("MALLOWSPO_CACHE", str(tmp_path))
-    monkeypatch.setattr(experiment.subprocess, "run", lambda *_a, **_k: Failed())
+    monkeypatch.setattr(rated_texts.subprocess, "run", lambda *_a, **_k: Failed())
     with pytest.raises(DataError, match=r"vaderSentiment==3.3.2: ERROR: No matching distribution$"):
         fetch_corpora()
 
@@ -387,7 +389,7 @@ def fake_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_model("random:llama")
     place = tmp_path / "cache" / "corpora" / "vaderSentiment-3.3.2.tar.gz"
     rows = {corpus.stem: made_up(60, seed) for seed, corpus in enumerate(CORPORA.values())}
-    monkeypatch.setattr(experiment, "SHA256", sha256(write_archive(place, rows)))
+    monkeypatch.setattr(rated_texts, "SHA256", sha256(write_archive(place, rows)))
 
 
 @pytest.mark.usefixtures("fake_corpora")

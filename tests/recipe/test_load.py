@@ -120,7 +120,15 @@ def test_every_shipped_option_composes_or_names_the_value_it_needs(recipe: str, 
         node = getattr(load_recipe(recipe, [f"{group}={option}", *given]).recipe, group)
         for name, value in values.items():
             wanted = "given" if value == "???" else value
-            assert getattr(node, name) == wanted, f"{group}={option}: {name}"
+            found = getattr(node, name)
+            if name == "parts":
+                assert found.keys() == wanted.keys()
+                inner = [(found[part], keys) for part, keys in wanted.items()]
+            else:
+                inner = [(node, {name: wanted})]
+            for owner, keys in inner:
+                for key_name, expected in keys.items():
+                    assert getattr(owner, key_name) == expected, f"{group}={option}: {key_name}"
 
 
 @pytest.mark.parametrize("recipe", SHIPPED)
@@ -133,6 +141,21 @@ def test_every_shipped_recipe_says_what_it_is_and_how_to_run_it(recipe: str) -> 
     lines = find_recipe(recipe).read_text().splitlines()
     assert lines[0].startswith("# ")
     assert f"mallowspo train recipe={recipe}" in lines[1]
+
+
+def test_the_keys_of_a_mixtures_part_can_be_changed_and_are_checked() -> None:
+    words = ["dataset=hh_and_shp", "dataset.parts.hh.weight=3"]
+    parts = load_recipe("quickstart", words).recipe.dataset.parts
+    assert (parts["hh"].weight, parts["shp"].weight) == (3, 1)
+    text = message("quickstart", "dataset=hh_and_shp", "dataset.parts.hh.wait=3")
+    assert text.startswith("dataset.parts.hh.wait is not a key of dataset.parts.hh")
+    assert "Did you mean dataset.parts.hh.weight?" in text
+
+
+def test_a_data_set_has_a_path_or_parts() -> None:
+    text = message("quickstart", "dataset=hh_and_shp", "dataset.path=x.jsonl")
+    assert text == ("dataset takes either a path or parts: found both. Set dataset.path=null.")
+    assert "found neither" in message("quickstart", "dataset.path=null")
 
 
 def test_overrides_reach_the_dataclasses_with_their_types() -> None:

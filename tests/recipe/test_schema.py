@@ -13,7 +13,8 @@ import pytest
 from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.objectives.base import registered
 from mallowspo_cli.objectives.dpo import DPO
-from mallowspo_cli.recipe import schema
+from mallowspo_cli.recipe import choices, schema
+from mallowspo_cli.recipe.choices import DispersionSource
 from mallowspo_cli.recipe.schema import (
     CheckpointConfig,
     DatasetConfig,
@@ -30,7 +31,12 @@ from mallowspo_cli.recipe.schema import (
 
 def nodes() -> list[type]:
     """The dataclasses and enums of the schema, and every objective."""
-    own = [c for c in vars(schema).values() if getattr(c, "__module__", "") == schema.__name__]
+    own = [
+        c
+        for module in (schema, choices)
+        for c in vars(module).values()
+        if getattr(c, "__module__", "") == module.__name__
+    ]
     return [c for c in own if isinstance(c, type)] + list(registered().values())
 
 
@@ -85,7 +91,11 @@ AT_LEAST = [
     ("dataset.max_length", 2),
     ("dataset.max_prompt_length", 1),
     ("dataset.eval_size", 0),
+    ("dataset.min_score_ratio", 1),
+    ("dataset.min_score_gap", 0),
+    ("dataset.max_pairs_per_prompt", 1),
     ("reference.pack_tokens", 1),
+    ("reference.startup_check", 0),
     ("train.global_batch_size", 1),
     ("train.pack_tokens", 1),
     ("train.epochs", 1),
@@ -100,13 +110,20 @@ AT_LEAST = [
     ("checkpoint.keep", 1),
     ("log.every", 1),
 ]
-ABOVE_ZERO = ["model.lora.alpha", "dispersion.scale", "train.learning_rate"]
+ABOVE_ZERO = [
+    "model.lora.alpha",
+    "dispersion.scale",
+    "dispersion.normaliser",
+    "train.learning_rate",
+]
+INTERVALS = ["dispersion.clamp", "dispersion.keep"]
 
 
 def node(key: str, value: object) -> object:
     """The node of `key` with this value, and defaults beside it."""
     prefix, _, name = key.rpartition(".")
-    return NODES[prefix](**{name: value})
+    needed = {"path": "-"} if prefix == "dataset" else {}
+    return NODES[prefix](**{**needed, name: value})
 
 
 def recipe(**values: object) -> Recipe:
@@ -121,7 +138,7 @@ def recipe(**values: object) -> Recipe:
 
 
 def test_every_number_has_a_range() -> None:
-    checked = {key for key, _ in AT_LEAST} | set(ABOVE_ZERO)
+    checked = {key for key, _ in AT_LEAST} | set(ABOVE_ZERO) | set(INTERVALS)
     for prefix, cls in NODES.items():
         for f in fields(cls):
             number = re.search(r"\b(int|float)\b", getattr(f.type, "__name__", str(f.type)))
@@ -162,6 +179,32 @@ def test_a_scale_is_auto_or_a_number() -> None:
         assert DispersionConfig(scale=scale).scale == scale
     with pytest.raises(RecipeError, match=r"^dispersion\.scale=off is neither 'auto'"):
         DispersionConfig(scale="off")
+
+
+@pytest.mark.parametrize("key", INTERVALS)
+@pytest.mark.parametrize(
+    "value", [[], [0.1], [0.5, 0.5], [1, 0], [-1, 1], [0, 1, 2], [0, math.nan]]
+)
+def test_an_interval_has_two_ends_in_order(key: str, value: list[float]) -> None:
+    node(key, [0.25, 1])
+    with pytest.raises(RecipeError, match=re.escape(f"{key}={value} is not a pair")):
+        node(key, value)
+
+
+def test_quantiles_end_at_one_and_weights_anywhere() -> None:
+    node("dispersion.clamp", [0.5, 40])
+    with pytest.raises(RecipeError, match="0 <= low < high <= 1"):
+        node("dispersion.keep", [0.5, 40])
+
+
+@pytest.mark.parametrize(
+    ("source", "column"),
+    [(DispersionSource.column, None), (DispersionSource.entropy, "x")],
+)
+def test_a_column_and_its_source_go_together(source: DispersionSource, column: str | None) -> None:
+    DispersionConfig(source=DispersionSource.column, column="x")
+    with pytest.raises(RecipeError, match=r"dispersion\.column=NAME"):
+        DispersionConfig(source=source, column=column)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
