@@ -143,20 +143,20 @@ class _Lines:
 def heartbeat(file: Path) -> Iterator[None]:
     """Touch `file` every few seconds, from a thread, while the block runs."""
     stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(BEAT_SECONDS):
-            # The file may have been taken away; its owner finds out by itself.
-            with contextlib.suppress(OSError):
-                os.utime(file)
-
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=_beat, args=(file, stop), daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
+
+
+def _beat(file: Path, stop: threading.Event) -> None:
+    while not stop.wait(BEAT_SECONDS):
+        # The file may have been taken away; its owner finds out by itself.
+        with contextlib.suppress(OSError):
+            os.utime(file)
 
 
 def main_first(work: Callable[[], T], directory: Path) -> T:
@@ -170,15 +170,17 @@ def main_first(work: Callable[[], T], directory: Path) -> T:
     """
     if world_size() == 1:
         return work()
-    file = directory / f"{_launch_name()}.json"
+    name, unique = _launch_name()
+    file = directory / f"{name}.json"
     if not is_main():
-        _wait_for(file)
+        _wait_for(file, unique)
         return work()
     directory.mkdir(parents=True, exist_ok=True)
     _put(file, "working")
+    # To the end of the process: a file that is not touched may be an earlier launch's.
+    threading.Thread(target=_beat, args=(file, threading.Event()), daemon=True).start()
     try:
-        with heartbeat(file):
-            done = work()
+        done = work()
     except BaseException:
         _put(file, "failed")
         raise
@@ -186,19 +188,24 @@ def main_first(work: Callable[[], T], directory: Path) -> T:
     return done
 
 
-def _wait_for(file: Path) -> None:
-    seen, last = None, time.monotonic()
+def _wait_for(file: Path, unique: bool) -> None:
+    """Wait until the main process is done.
+
+    Unless the file's name is this launch's alone, it may be an earlier one's: what it says is
+    believed when it changes while we look. "done" is also believed after a while, since the main
+    process may have ended; at worst we then do its work ourselves.
+    """
+    first = seen = _look(file)
+    start = last = time.monotonic()
     while True:
-        try:
-            state, sign = file.read_text(), file.stat().st_mtime_ns
-        except FileNotFoundError:
-            state, sign = "", None
-        if state == "done":
+        now = _look(file)
+        if now != seen:
+            seen, last = now, time.monotonic()
+        believed = unique or now != first
+        if now[0] == "done" and (believed or time.monotonic() - start > 3 * BEAT_SECONDS):
             return
-        if state == "failed":
+        if believed and now[0] == "failed":
             raise MallowsPOError("the main process failed; its own message says why.")
-        if sign != seen:
-            seen, last = sign, time.monotonic()
         if time.monotonic() - last > SILENCE_SECONDS:
             raise MallowsPOError(
                 f"rank {rank()}: no sign of the main process for {SILENCE_SECONDS:.0f} s in "
@@ -207,20 +214,29 @@ def _wait_for(file: Path) -> None:
         time.sleep(0.2)
 
 
+def _look(file: Path) -> tuple[str, int]:
+    """What a launch's file says, and its last sign of life."""
+    try:
+        return file.read_text(), file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return "", 0
+
+
 def _put(file: Path, state: str) -> None:
     temporary = file.with_suffix(f".{rank()}.tmp")
     temporary.write_text(state)
     temporary.replace(file)
 
 
-def _launch_name() -> str:
-    """The same in every process of a launch, and another in the next launch."""
+def _launch_name() -> tuple[str, bool]:
+    """A name that every process of a launch has, and whether no other launch can have it."""
     names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
     parts = [os.environ.get(name, "") for name in (*names, "TORCHELASTIC_RESTART_COUNT")]
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size()):
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size())
+    if alone:
         # One machine: all have one parent. Ids above may be a launcher's fixed defaults.
         parts.append(f"{os.getppid()} {_start_time(os.getppid())}")
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest(), alone
 
 
 def _start_time(process: int) -> str:

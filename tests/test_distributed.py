@@ -1,9 +1,10 @@
 """The main process goes first and the others find what it left; progress says how fast it goes."""
 
-import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,54 @@ def test_where_the_main_process_fails_the_others_stop_too(tmp_path: Path) -> Non
         assert "the main process failed" in err
 
 
+def waiting(monkeypatch: pytest.MonkeyPatch, local_size: str) -> None:
+    """This process is rank 1 of 2, on one machine or on two."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local_size)
+    monkeypatch.setattr(distributed, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(distributed, "SILENCE_SECONDS", 1.5)
+
+
+def mark(place: Path, state: str) -> Path:
+    name, _ = distributed._launch_name()
+    (place / f"{name}.json").write_text(state)
+    return place / f"{name}.json"
+
+
+def test_what_an_earlier_launch_of_the_same_name_left_is_not_believed_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waiting(monkeypatch, "1")
+    file = mark(tmp_path, "failed")
+    timer = threading.Timer(0.5, lambda: file.write_text("done"))
+    timer.start()
+    assert main_first(lambda: 5, tmp_path) == 5
+    timer.join()
+    mark(tmp_path, "failed")
+    with pytest.raises(MallowsPOError, match="no sign of the main process"):
+        main_first(lambda: 5, tmp_path)
+
+
+def test_a_mark_that_stays_is_believed_after_a_while_since_its_process_may_have_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waiting(monkeypatch, "1")
+    mark(tmp_path, "done")
+    start = time.monotonic()
+    assert main_first(lambda: 5, tmp_path) == 5
+    assert time.monotonic() - start > 0.5
+
+
+def test_on_one_machine_a_mark_is_believed_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waiting(monkeypatch, "2")
+    mark(tmp_path, "failed")
+    with pytest.raises(MallowsPOError, match="the main process failed"):
+        main_first(lambda: 5, tmp_path)
+
+
 def test_alone_nothing_is_written(tmp_path: Path) -> None:
     assert main_first(lambda: 5, tmp_path / "launches") == 5
     assert not (tmp_path / "launches").exists()
@@ -78,28 +127,30 @@ def test_the_launches_of_one_machine_have_names_of_their_own(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    first = distributed._launch_name()
-    assert distributed._launch_name() == first
+    first, alone = distributed._launch_name()
+    assert alone
+    assert distributed._launch_name() == (first, True)
     # The same ids of a launcher, another parent.
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert distributed._launch_name() != first
+    assert distributed._launch_name()[0] != first
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    several = distributed._launch_name()
+    several, alone = distributed._launch_name()
+    assert not alone
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert distributed._launch_name() != several
+    assert distributed._launch_name()[0] != several
 
 
 def test_progress_without_a_terminal_says_rates_and_ends_with_the_total(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now = [0.0]
+    now, lines = [0.0], []
     monkeypatch.setattr(distributed.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(logging.getLogger("mallowspo"), "propagate", True)
-    with caplog.at_level(logging.INFO, "mallowspo"), progress("t", 40, "pairs", "tokens") as step:
+    monkeypatch.setattr(distributed.log, "info", lambda text, *values: lines.append(text % values))
+    with progress("t", 40, "pairs", "tokens") as step:
         for _ in range(4):
             now[0] += 10
             step(10, 500)
-    assert [record.getMessage() for record in caplog.records] == [
+    assert lines == [
         "t: 20/40 pairs, 1.0 pairs/s, 50 tokens/s, 20 s left",
         "t: 40/40 pairs, 1.0 pairs/s, 50 tokens/s, 0 s left",
     ]

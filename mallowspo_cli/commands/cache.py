@@ -24,7 +24,7 @@ from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference import maintenance
 from mallowspo_cli.reference.claims import Claims
 from mallowspo_cli.reference.store import FORMAT, ReferenceRows, ReferenceStore
-from mallowspo_cli.reference.terms import Reference, kept_pairs, numbers_of, raw_weights
+from mallowspo_cli.reference.terms import fit_reference, numbers_of, raw_weights
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,11 @@ def diff(name: str, overrides: list[str]) -> None:
         CacheError: `with=` names no store.
     """
     own, overrides = own_words(overrides, ("with",))
+    # First: it is quickly found to be none.
+    place = Path(own["with"]).expanduser() if "with" in own else None
+    other = ReferenceStore.open(place, None) if place is not None else None
     opened = open_recipe("diff", name, overrides)
-    if "with" in own:
-        other = ReferenceStore.open(Path(own["with"]).expanduser(), None)
+    if other is not None:
         _print_comparison(opened.store, other)
     else:
         _print_neighbours(opened.store)
@@ -93,6 +95,8 @@ def gc(name: str, overrides: list[str]) -> None:
         )
     opened = open_recipe("gc", name, overrides)
     store = opened.store
+    if not (store.path / "manifest.json").is_file():
+        raise CacheError(f"no reference store at {store.path}, so there is nothing to tidy.")
     _refuse_where_claimed(store)
     left_over = maintenance.left_over(store.path)
     freed = maintenance.remove(left_over)
@@ -113,14 +117,14 @@ def gc(name: str, overrides: list[str]) -> None:
     click.echo(f"{freed:,} bytes freed")
 
 
-def open_recipe(verb: str, name: str, overrides: list[str]) -> Opened:
-    """Recipe, prepared data and store for `mallowspo cache VERB`."""
+def open_recipe(verb: str, name: str, overrides: list[str], create: bool = False) -> Opened:
+    """Recipe, prepared data and store for `mallowspo cache VERB`; only `create` makes a store."""
     set_up_logging()
     loaded = load_recipe(name, overrides)
     recipe = loaded.recipe
     one_process(f"cache {verb}")
     prepared = prepare(recipe, loaded.words)
-    return Opened(recipe, prepared, recipe_store(recipe, prepared))
+    return Opened(recipe, prepared, recipe_store(recipe, prepared, create))
 
 
 def results_console() -> Console:
@@ -150,14 +154,10 @@ def _dispersion_line(opened: Opened) -> str:
     if store.missing(prepared.train.pair_ids):
         fill = prepared.fill_command
         return f"dispersion: unknown until every training pair has a row: {fill}"
+    config = recipe.dispersion
     try:
-        reference = weights_of(recipe, prepared, store)
-        pairs = prepared.train
-        if recipe.dispersion.keep is not None:
-            pairs = kept_pairs(store, recipe.dispersion, pairs)
-        raw = raw_weights(
-            store, recipe.dispersion, pairs.pair_ids, numbers_of(recipe.dispersion, pairs)
-        )
+        pairs, reference = fit_reference(store, config, prepared.train, recipe.seed)
+        raw = raw_weights(store, config, pairs.pair_ids, numbers_of(config, pairs))
         auto = dispersion.unit_mean_scale(raw)
     except DataError as error:
         return f"dispersion: {error}"
@@ -166,14 +166,6 @@ def _dispersion_line(opened: Opened) -> str:
         f"dispersion: auto scale {auto:.4f}; with scale {summary.scale:.4f} w has mean "
         f"{summary.weight_mean:.4f}, from {summary.weight_min:.4f} to {summary.weight_max:.4f}"
     )
-
-
-def weights_of(recipe: Recipe, prepared: Prepared, store: ReferenceStore) -> Reference:
-    """Weights as training on the recipe finds them."""
-    pairs, config = prepared.train, recipe.dispersion
-    if config.keep is not None:
-        pairs = kept_pairs(store, config, pairs)
-    return Reference(store, config, pairs.pair_ids, recipe.seed, numbers=numbers_of(config, pairs))
 
 
 def print_differences(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mallowspo_cli.commands.cache import Opened, open_recipe, print_differences, weights_of
+from mallowspo_cli.commands.cache import Opened, open_recipe, print_differences
 from mallowspo_cli.commands.prepare import default_device, filled_store
 from mallowspo_cli.commands.words import own_words, whole_number
 from mallowspo_cli.data.prepare import PreparedSplit
@@ -25,7 +25,13 @@ from mallowspo_cli.reference import maintenance
 from mallowspo_cli.reference.build import load_scorer, score_rows
 from mallowspo_cli.reference.store import COLUMNS, ReferenceRows
 from mallowspo_cli.reference.store import SCHEMA as STORE_SCHEMA
-from mallowspo_cli.reference.terms import Reference, normalised_entropy, numbers_of, raw_weights
+from mallowspo_cli.reference.terms import (
+    Reference,
+    fit_reference,
+    normalised_entropy,
+    numbers_of,
+    raw_weights,
+)
 from mallowspo_cli.training.startup import tolerance
 
 VERIFIED_ROWS = 16
@@ -74,18 +80,21 @@ def verify(name: str, overrides: list[str]) -> None:
                 f"it again gives {float(values[index]):.6g}; {float(allowed[index]):.2g} of "
                 f"difference would be rounding. {_cure(opened, pair)}"
             )
-    log.info("every one of the %d rows is what the model gives", len(pairs))
+    log.info(
+        "each of these %d rows is what the model gives, up to the rounding of %s",
+        *(len(pairs), store.fingerprint.compute),
+    )
 
 
 def export(name: str, overrides: list[str]) -> None:
     """Write the rows of recipe `name` to a file; see `mallowspo cache export --help`."""
     own, overrides = own_words(overrides, ("to",))
     target = _target(own.get("to"))
-    opened = open_recipe("export", name, overrides)
+    opened = open_recipe("export", name, overrides, create=True)
     make_directory(target.parent, "the export")
     recipe, prepared = opened.recipe, opened.prepared
     store, _ = filled_store(recipe, prepared, default_device())
-    reference = weights_of(recipe, prepared, store)
+    _, reference = fit_reference(store, recipe.dispersion, prepared.train, recipe.seed)
     tables = [
         _exported(split, found, reference).cast(EXPORTED)
         for split, found in prepared.splits.items()

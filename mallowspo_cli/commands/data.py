@@ -44,6 +44,8 @@ def check(words: list[str], as_json: bool) -> None:
         write_json(to / "findings.json", findings)
         draw_lengths(findings, to / "lengths.png")
         log.info("wrote %s and lengths.png", to / "findings.json")
+    if not findings["splits"]["train"]["pairs"]:
+        raise DataError(f"no pair of {recipe.dataset.title} can be trained on; see above.")
 
 
 def check_data(recipe: Recipe) -> Findings:
@@ -74,8 +76,10 @@ def show(words: list[str]) -> None:
     recipe = _recipe(rest, "data show")
     one_process("data show")
     _, tokenizer = _tokenizer(recipe)
-    config = replace(recipe.dataset, on_error=OnError.drop)
-    found = prepare_split(config, split, tokenizer, recipe.dispersion.column)
+    splits, complaint = _splits(recipe.dataset, tokenizer, recipe.dispersion.column)
+    if complaint:
+        log.info("%s All pairs are shown as the training split.", complaint)
+    found = splits.get(split)
     if found is None:
         raise DataError(
             "the data has no held-out pairs. Name a split (dataset.eval_split=NAME), or take some "

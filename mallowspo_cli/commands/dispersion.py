@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from mallowspo_cli.commands.prepare import (
-    Prepared,
     default_device,
     filled_store,
     one_process,
@@ -22,9 +21,9 @@ from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.files import make_directory, whole_file
 from mallowspo_cli.recipe.choices import DispersionSource
 from mallowspo_cli.recipe.load import load_recipe
-from mallowspo_cli.recipe.schema import DispersionConfig, Recipe
+from mallowspo_cli.recipe.schema import DispersionConfig
 from mallowspo_cli.reference.store import ReferenceStore
-from mallowspo_cli.reference.terms import Reference, kept_pairs, numbers_of
+from mallowspo_cli.reference.terms import Reference, fit_reference
 from mallowspo_cli.report.dispersion_report import (
     WeighedPairs,
     describe,
@@ -47,9 +46,10 @@ def run(name: str, words: list[str]) -> None:
     make_directory(directory, "the report")
     prepared = prepare(recipe, loaded.words)
     store, _ = filled_store(recipe, prepared, default_device())
-    pairs, parts = _training_pairs(recipe, prepared, store)
-    numbers = numbers_of(recipe.dispersion, pairs)
-    reference = Reference(store, recipe.dispersion, pairs.pair_ids, recipe.seed, numbers=numbers)
+    split = prepared.splits["train"]
+    pairs, reference = fit_reference(store, recipe.dispersion, split.pairs, recipe.seed)
+    part = dict(zip(split.pairs.pair_ids, split.parts.tolist(), strict=True))
+    parts = [split.part_names[part[pair]] for pair in pairs.pair_ids]
     weighed = _weighed(pairs, parts, reference, store)
     data = describe(weighed, getattr(recipe.objective, "beta", None))
     data["scale"] = reference.scale
@@ -70,19 +70,6 @@ def run(name: str, words: list[str]) -> None:
         100 * data["share_outside_half_to_two"],
     )
     click.echo(directory / "report.html")
-
-
-def _training_pairs(
-    recipe: Recipe, prepared: Prepared, store: ReferenceStore
-) -> tuple[TokenizedPairs, list[str]]:
-    """The pairs that a run would train on, and the part of the data that each is of."""
-    split = prepared.splits["train"]
-    names = [split.part_names[index] for index in split.parts.tolist()]
-    if recipe.dispersion.keep is None:
-        return split.pairs, names
-    kept = kept_pairs(store, recipe.dispersion, split.pairs)
-    part = dict(zip(split.pairs.pair_ids, names, strict=True))
-    return kept, [part[pair] for pair in kept.pair_ids]
 
 
 def _weighed(

@@ -175,12 +175,10 @@ def _reference(subject: Subject, prepared: Prepared, device: torch.device) -> Re
     fitted = prepared.train if fit_scale else prepared.held_out
     held_out, config = prepared.held_out, recipe.dispersion
     store, _ = complete(recipe, prepared, [*held_out, *fitted], device)
-    reference = Reference(
-        *(store, config, fitted.pair_ids, recipe.seed, subject.scale),
-        numbers=numbers_of(config, fitted),
-    )
+    numbers = numbers_of(config, fitted)
+    reference = Reference(store, config, fitted.pair_ids, recipe.seed, subject.scale, numbers)
     if fit_scale:
-        reference.add(held_out.pair_ids, numbers_of(config, held_out))
+        reference.add_split(held_out)
     return reference
 
 

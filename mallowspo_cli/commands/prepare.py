@@ -1,10 +1,12 @@
 """From a recipe to what every verb needs: model files, tokenizer, tokenised pairs, reference."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers.utils.logging
 from transformers import PreTrainedTokenizerBase
@@ -12,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from mallowspo_cli.data.prepare import PreparedSplit, prepare_split
 from mallowspo_cli.data.table import TokenizedPair, TokenizedPairs
 from mallowspo_cli.distributed import console, log, main_first, world_size
-from mallowspo_cli.errors import MallowsPOError
+from mallowspo_cli.errors import DataError, MallowsPOError
 from mallowspo_cli.files import cache_directory
 from mallowspo_cli.models.load import load_tokenizer, model_directory
+from mallowspo_cli.recipe.choices import DispersionSource
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.build import complete_store, open_store
 from mallowspo_cli.reference.store import ReferenceStore
@@ -55,12 +58,11 @@ def prepare(
     """
     if not console.is_terminal:
         transformers.utils.logging.disable_progress_bar()
-    kept = [word for word in words if not word.startswith("reference.store=")]
-    fill = shlex.join(["mallowspo", "cache-ref", *kept])
+    fill = shlex.join(["mallowspo", "cache-ref", *words])
     launches = cache_directory() / "launches"
     prepared = main_first(lambda: _prepare(recipe, fill, sample), launches)
     for name, split in prepared.splits.items():
-        log.info("%s split: %d pairs of %d rows", name, len(split.pairs), split.rows)
+        log.info("%s split: %d of %d pairs", name, len(split.pairs), split.pairs.considered)
         for cause, count in split.pairs.losses.items():
             log.info("  %d %s", count, cause)
     return prepared
@@ -70,11 +72,19 @@ def _prepare(recipe: Recipe, fill: str, sample: int | None) -> Prepared:
     directory = model_directory(recipe.model)
     tokenizer = load_tokenizer(directory, recipe.model.chat_template)
     column = recipe.dispersion.column
+    by_raters = recipe.dispersion.source is DispersionSource.raters
     found = {
         split: prepare_split(recipe.dataset, split, tokenizer, column, sample)
         for split in ("train", "eval")
     }
     splits = {name: split for name, split in found.items() if split is not None}
+    rated = ~np.isnan(splits["train"].pairs.values("rater_neg_log_phi"))
+    if by_raters and not rated.any():
+        raise DataError(
+            "dispersion.source=raters needs the scores of several raters, and "
+            f"{recipe.dataset.title} has none: expected the columns prompt, responses and "
+            "rater_scores."
+        )
     return Prepared(directory, tokenizer, splits, fill)
 
 
@@ -133,12 +143,12 @@ def complete(
     return store, new
 
 
-def recipe_store(recipe: Recipe, prepared: Prepared) -> ReferenceStore:
-    """The store of a recipe's reference, made when it is not there.
+def recipe_store(recipe: Recipe, prepared: Prepared, create: bool = True) -> ReferenceStore:
+    """The store of a recipe's reference, made when it is not there and `create` is set.
 
     Raises:
-        CacheError: `reference.store` names a store that was built otherwise; says what differs and
-            how to build another.
+        CacheError: `reference.store` names a store that was built otherwise (says what differs and
+            how to build another), or none and `create` is not set.
     """
     return open_store(
         prepared.directory,
@@ -146,9 +156,13 @@ def recipe_store(recipe: Recipe, prepared: Prepared) -> ReferenceStore:
         recipe.reference,
         recipe.train.precision,
         prepared.fill_command,
+        create,
     )
 
 
 def default_device() -> torch.device:
-    """The accelerator, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's accelerator, if there are any."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return torch.device("cuda", int(local) % torch.cuda.device_count())

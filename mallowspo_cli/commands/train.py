@@ -29,10 +29,16 @@ from mallowspo_cli.evaluation.generate import SequenceKL, sample_pairs, sequence
 from mallowspo_cli.files import whole_directory, write_json, write_text
 from mallowspo_cli.models.load import load_model, load_policy
 from mallowspo_cli.objectives.base import objective_name
-from mallowspo_cli.recipe.choices import Precision
+from mallowspo_cli.recipe.choices import DispersionSource, Precision
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 from mallowspo_cli.recipe.schema import Recipe
-from mallowspo_cli.reference.terms import Reference, kept_pairs, numbers_of
+from mallowspo_cli.reference.terms import (
+    Reference,
+    fit_reference,
+    kept_pairs,
+    numbers_of,
+    raw_weights,
+)
 from mallowspo_cli.report.model_card import model_card
 from mallowspo_cli.report.run_report import write_report
 from mallowspo_cli.scoring import PairScorer
@@ -77,7 +83,8 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
         recipe.model, prepared.directory, recipe.train.activation_checkpointing, recipe.seed
     )
     reference = known.reference
-    claim(directory, loaded, _data_file(prepared, known), {"reference_pass": known.counts})
+    about = {"reference_pass": _counted(directory, known.counts)}
+    claim(directory, loaded, _data_file(recipe, prepared, known), about)
     if reference is not None:
         write_json(directory / "dispersion.json", _dispersion_file(pairs, reference))
     set_seed(recipe.seed)
@@ -93,7 +100,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
         optimizer=optimizer,
         train_pairs=pairs,
         eval_pairs=prepared.held_out or (),
-        order=_order(recipe, pairs, reference),
+        order=_order(recipe, known),
         metrics=MetricsFile(directory / "metrics.jsonl"),
         total_steps=steps,
     )
@@ -123,6 +130,9 @@ class Known:
     reference: Reference | None
     counts: dict[str, int]
     """Pairs that the reference pass of this run scored, and those that were there."""
+    estimates: list[float] | None = None
+    """w of each training pair as estimated, whatever `dispersion.mode` says; None where nothing
+    asks for it."""
 
 
 def _known(recipe: Recipe, prepared: Prepared) -> Known:
@@ -133,19 +143,12 @@ def _known(recipe: Recipe, prepared: Prepared) -> Known:
     needed = objective.needs_reference or objective.needs_dispersion
     if not needed and not recipe.train.order.by_dispersion and recipe.dispersion.keep is None:
         return Known(pairs, None, {"scored": 0, "reused": 0})
+    if not needed and recipe.dispersion.source is not DispersionSource.entropy:
+        return _known_from_data(recipe, pairs)
     store, counts = filled_store(recipe, prepared, default_device())
-    if recipe.dispersion.keep is not None:
-        pairs = kept_pairs(store, recipe.dispersion, pairs)
-    reference = Reference(
-        store,
-        recipe.dispersion,
-        pairs.pair_ids,
-        recipe.seed,
-        numbers=numbers_of(recipe.dispersion, pairs),
-    )
+    pairs, reference = fit_reference(store, recipe.dispersion, pairs, recipe.seed)
     if prepared.held_out:
-        held_out = prepared.held_out
-        reference.add(held_out.pair_ids, numbers_of(recipe.dispersion, held_out))
+        reference.add_split(prepared.held_out)
     summary = reference.summary
     log.info(
         "dispersion (%s, %s): scale %.4f, w has mean %.3f, from %.3f to %.3f; %d clamped, "
@@ -153,23 +156,44 @@ def _known(recipe: Recipe, prepared: Prepared) -> Known:
         *(summary.source, summary.mode, summary.scale, summary.weight_mean, summary.weight_min),
         *(summary.weight_max, summary.clamped, summary.empty),
     )
-    return Known(pairs, reference, counts)
+    return Known(pairs, reference, counts, reference.estimates(pairs.pair_ids).tolist())
 
 
-def _order(recipe: Recipe, pairs: TokenizedPairs, reference: Reference | None) -> PairOrder:
-    by_weight = recipe.train.order.by_dispersion
-    assert reference is not None or not by_weight
-    weights = reference.estimates(pairs.pair_ids).tolist() if reference and by_weight else None
-    batch_size = recipe.train.global_batch_size
-    return PairOrder(len(pairs), batch_size, recipe.seed, recipe.train.order, weights)
+def _known_from_data(recipe: Recipe, pairs: TokenizedPairs) -> Known:
+    """Order and filter by numbers of the data, for an objective that reads no reference."""
+    config = recipe.dispersion
+    if config.keep is not None:
+        pairs = kept_pairs(None, config, pairs)
+    raw = raw_weights(None, config, pairs.pair_ids, numbers_of(config, pairs))
+    # Of an unknown dispersion, the middle.
+    estimates = torch.where(raw.isnan(), raw.nanmean(), raw).tolist()
+    return Known(pairs, None, {"scored": 0, "reused": 0}, estimates)
 
 
-def _data_file(prepared: Prepared, known: Known) -> dict[str, Any]:
+def _counted(directory: Path, counts: dict[str, int]) -> dict[str, int]:
+    """The pass's counts, with what it scored before the run was resumed."""
+    file = directory / "environment.json"
+    before = json.loads(file.read_text()).get("reference_pass", {}) if file.is_file() else {}
+    return {**counts, "scored": counts["scored"] + before.get("scored", 0)}
+
+
+def _order(recipe: Recipe, known: Known) -> PairOrder:
+    return PairOrder(
+        len(known.train_pairs),
+        recipe.train.global_batch_size,
+        recipe.seed,
+        recipe.train.order,
+        known.estimates,
+    )
+
+
+def _data_file(recipe: Recipe, prepared: Prepared, known: Known) -> dict[str, Any]:
     """What a resumed run has to find as it was."""
     splits = {"train": known.train_pairs.pair_ids}
     if prepared.held_out is not None:
         splits["held_out"] = prepared.held_out.pair_ids
     reference = known.reference
+    numbers = numbers_of(recipe.dispersion, known.train_pairs)
     return {
         **{f"{name}_pairs": len(ids) for name, ids in splits.items()},
         **{
@@ -178,6 +202,9 @@ def _data_file(prepared: Prepared, known: Known) -> dict[str, Any]:
         },
         "reference": reference.store.fingerprint.key() if reference is not None else None,
         "dispersion_scale": reference.scale if reference is not None else None,
+        "dispersion_numbers": hashlib.blake2b(numbers.tobytes(), digest_size=16).hexdigest()
+        if numbers is not None
+        else None,
     }
 
 

@@ -1,8 +1,14 @@
 """The words of a command: its own, told apart from those of the recipe."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from mallowspo_cli.errors import RecipeError
+from mallowspo_cli.recipe.find import nearest
+from mallowspo_cli.recipe.schema import Recipe
+
+KEYS = {"recipe", *(field.name for field in fields(Recipe))}
+"""Words without a dot that a recipe takes."""
 
 
 def own_words(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -16,6 +22,8 @@ def own_words(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str
     for word in words:
         name, equals, value = word.partition("=")
         if name not in names or not equals:
+            if "." not in name and name not in KEYS and (hint := nearest(name, names)):
+                raise RecipeError(f"{word!r} is no word of this command.{hint}")
             others.append(word)
         elif not value:
             raise RecipeError(f"{name} is empty. Give a value: {name}=...")

@@ -21,6 +21,10 @@ ODDITIES = {
         "pairs whose text spells a special token, which the model reads as that token",
         "Take the spelling out of the text.",
     ),
+    "repeated_prompt": (
+        "pairs whose responses both begin with the prompt's text, which is trained as response",
+        "Take the prompt off the responses, or leave the prompt column out.",
+    ),
 }
 """What a pair with an oddity is, and what to do."""
 
@@ -53,13 +57,16 @@ def _about_losses(split: Findings, truncation: str) -> list[str]:
     if not split["pairs"]:
         found.append(f"no pair is left; rows: {split['rows']:,}. The causes are listed above.")
     for cause, of_cause in split["losses"].items():
-        count, first = of_cause["count"], of_cause["examples"][0]
+        count = of_cause["count"]
+        first = of_cause["examples"][0] if of_cause["examples"] else {"where": "", "error": ""}
         if cause in (NO_PAIR, NO_BOUNDARY):
             error = str(first["error"]).rstrip(".")
-            found.append(
-                f"{cause}: {count:,} (first: {error}). Mend them, or leave them out: "
-                "dataset.on_error=drop."
+            remedy = (
+                "Mend them, or leave them out: dataset.on_error=drop."
+                if split["pairs"]
+                else "Is this the layout (dataset.format)?"
             )
+            found.append(f"{cause}: {count:,} (first: {error}). {remedy}")
         elif cause in (EQUAL_TEXT, EQUAL_TOKENS):
             cut = cause == EQUAL_TOKENS and truncation == "keep_start"
             found.append(

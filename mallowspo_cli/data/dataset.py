@@ -13,6 +13,7 @@ from mallowspo_cli.data.sources import Source, open_sources, read_rows
 from mallowspo_cli.data.tokenize import Item, prompt_key
 from mallowspo_cli.errors import DataError
 from mallowspo_cli.recipe.choices import OnError
+from mallowspo_cli.recipe.find import nearest
 from mallowspo_cli.recipe.schema import DatasetConfig
 
 HELD_OUT_SEED = 0
@@ -43,7 +44,7 @@ def load_pairs(config: DatasetConfig, split: str) -> list[PreferencePair]:
     known = np.asarray([key is not None for key in keys], dtype=bool)
     numbers = np.asarray([key or 0 for key in keys], dtype=np.int64)
     sizes = [len(part) for part in items]
-    lines = split_lines(config, split, sources, sizes, numbers, known, known)
+    lines, _ = split_lines(config, split, sources, sizes, numbers, known, known)
     return [item for line in lines if isinstance(item := every[line], PreferencePair)]
 
 
@@ -62,6 +63,11 @@ def read_items(
     """
     data = source.load()
     to_pairs = layout_of(source)
+    if column is not None and column not in data.column_names:
+        raise DataError(
+            f"{source.name} has no column '{column}' (dispersion.column)."
+            f"{nearest(column, data.column_names)} It has: {', '.join(data.column_names)}."
+        )
     stop = len(data) if stop is None else min(stop, len(data))
     for index, row in enumerate(read_rows(data, source.name, start, stop), start):
         for item, number in _row_items(row, f"{source.name} row {index}", to_pairs, config, column):
@@ -92,10 +98,12 @@ def _row_items(
 
 
 def _number(row: Row, column: str, where: str) -> float:
+    """The number; NaN where the row has none, which gives its pairs w = 1."""
     value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        there = repr(value) if column in row else f"no such column (there are {', '.join(row)})"
-        raise DataError(f"{where}: dispersion.column={column} is {there}; expected a number.")
+    if value is None:
+        return np.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{where}: dispersion.column={column} is {value!r}; expected a number.")
     return float(value)
 
 
@@ -107,36 +115,36 @@ def split_lines(
     keys: NDArray[np.int64],
     known: NDArray[np.bool_],
     usable: NDArray[np.bool_],
-) -> NDArray[np.int64]:
-    """Positions, in order, of the lines that belong to a split.
+) -> tuple[NDArray[np.int64], Counter[str]]:
+    """Positions, in order, of the lines that belong to a split; and pairs left out, by cause.
 
     Args:
         sources: the split's sources; lines of the first come first.
         sizes: number of lines of each.
         keys: (N,) the prompt's key of each line, where `known`.
-        usable: (N,) whether the line's pair can be scored. A mixture counts these alone.
+        usable: (N,) whether the line's pair can be scored. Caps and mixtures count these alone.
 
     Raises:
         DataError: nothing is left to train on.
     """
     part = np.repeat(np.arange(len(sources)), sizes)
-    shared = np.asarray([_held_out_of(s, config) for s in sources], dtype=bool)[part]
+    shared = np.asarray([source.shared for source in sources], dtype=bool)[part]
     taken = np.ones(len(keys), dtype=bool)
+    left_out: Counter[str] = Counter()
     if bool(shared.any()):
         held = _held_out_prompts(keys[shared & known], config.eval_size)
         inside = np.isin(keys, list(held)) & known
         taken[shared] = inside[shared] == (split == "eval")
     if config.max_pairs_per_prompt is not None:
-        taken &= _first_of_prompt(keys, known & taken, config.max_pairs_per_prompt) | ~known
+        most = config.max_pairs_per_prompt
+        within = _first_of_prompt(keys, usable & taken, most) | ~usable
+        left_out[f"dropped: more than {most} pairs of a prompt"] = int((taken & ~within).sum())
+        taken &= within
     if split == "train" and len(sources) > 1:
-        taken &= _mixed(part, [s.weight for s in sources], usable & taken) | ~usable
-    return np.flatnonzero(taken)
-
-
-def _held_out_of(source: Source, config: DatasetConfig) -> bool:
-    """Whether the source is shared by training and evaluation."""
-    own = config.parts[source.part].eval_split if source.part else None
-    return (own or config.eval_split) is None and config.eval_size > 0
+        drawn = _mixed(part, [s.weight for s in sources], usable & taken) | ~usable
+        left_out["dropped: beyond the mixture's weights"] = int((taken & ~drawn).sum())
+        taken &= drawn
+    return np.flatnonzero(taken), +left_out
 
 
 def _held_out_prompts(keys: NDArray[np.int64], eval_size: int) -> set[int]:
@@ -152,7 +160,7 @@ def _held_out_prompts(keys: NDArray[np.int64], eval_size: int) -> set[int]:
     if not prompts:
         raise DataError(
             f"dataset.eval_size={eval_size} leaves none of {len(keys)} pairs "
-            f"({len(counts)} prompts) to train on."
+            f"({len(counts)} prompts) to train on. Set it lower."
         )
     return held_out
 

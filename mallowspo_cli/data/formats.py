@@ -103,8 +103,9 @@ def _has(*names: str) -> Callable[[Row], bool]:
 def trl(row: Row, where: str, config: DatasetConfig) -> Iterator[Found]:
     """Columns prompt, chosen, rejected: strings, or lists of messages.
 
-    Without a prompt (or where the responses repeat it) chosen and rejected are whole conversations
-    that agree but for their last turn, or texts that begin with the same words.
+    Without a prompt, chosen and rejected are whole conversations that agree but for their last
+    turn, or texts that begin with the same words. Conversations may repeat the prompt's turns;
+    texts that begin with the prompt's text are taken as they are (`data check` counts them).
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
     for name, value in (("chosen", chosen), ("rejected", rejected)):

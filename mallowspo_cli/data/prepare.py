@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from mallowspo_cli.data.dataset import has_split, layout_of, read_items, split_lines
 from mallowspo_cli.data.formats import format_name
 from mallowspo_cli.data.sources import Source, open_sources
-from mallowspo_cli.data.table import TokenizedPairs, map_table, write_table
-from mallowspo_cli.data.tokenize import check_losses, stop_at_broken, tokenize_items
+from mallowspo_cli.data.table import SCHEMA, TokenizedPairs, map_table, write_table
+from mallowspo_cli.data.tokenize import (
+    BATCH_PAIRS,
+    check_losses,
+    stop_at_broken,
+    tokenize_items,
+)
 from mallowspo_cli.distributed import log, progress
+from mallowspo_cli.errors import first_line
 from mallowspo_cli.files import cache_directory, make_directory, whole_file, write_json
 from mallowspo_cli.recipe.schema import DatasetConfig
 
@@ -79,8 +86,8 @@ def prepare_split(
     sizes = [sum(len(table) for table in source.tables) for source in found]
     keys, usable = every.raw("prompt_key"), every.valid("pair_id")
     known = every.valid("prompt_key")
-    lines = split_lines(config, split, sources, sizes, keys, known, usable)
-    pairs = TokenizedPairs(tables, lines)
+    lines, left_out = split_lines(config, split, sources, sizes, keys, known, usable)
+    pairs = TokenizedPairs(tables, lines, left_out)
     check(pairs, config)
     parts = np.repeat(np.arange(len(sources)), sizes)[lines[usable[lines]]]
     rows, read = sum(source.rows for source in found), sum(source.read for source in found)
@@ -119,8 +126,11 @@ def _prepared(
             file = place / f"pairs-{start:09d}.arrow"
             if not file.is_file():
                 stop = start + ROWS_PER_SHARD
-                items = list(read_items(source, config, column, start, stop))
-                table = tokenize_items(items, tokenizer, config)
+                items = read_items(source, config, column, start, stop)
+                # A row can give many pairs: no more of them at a time than the tokenizer works on.
+                batches = iter(lambda items=items: list(islice(items, BATCH_PAIRS)), [])
+                parts = [tokenize_items(batch, tokenizer, config) for batch in batches]
+                table = pa.concat_tables(parts or [SCHEMA.empty_table()])
                 stop_at_broken(TokenizedPairs([table]), config)
                 with whole_file(file) as temporary:
                     write_table(temporary, table)
@@ -145,7 +155,13 @@ def _open(place: Path) -> _Tables | None:
             (place / name).unlink(missing_ok=True)
             file.unlink()
             return None
-    tables = [map_table(place / name) for name in sorted(manifest["files"])]
+    try:
+        tables = [map_table(place / name) for name in sorted(manifest["files"])]
+    except pa.ArrowException as error:
+        log.info("prepared data: %s is damaged (%s) and is made again", place, first_line(error))
+        for name in ("manifest.json", *manifest["files"]):
+            (place / name).unlink(missing_ok=True)
+        return None
     return _Tables(tables, manifest["rows"], manifest["rows"], manifest["layout"])
 
 

@@ -113,6 +113,7 @@ def _of_split(split: PreparedSplit, marks: Marks) -> Findings:
     causes = losses(pairs)
     return {
         "rows": split.rows,
+        "of_split": pairs.considered,
         "pairs": len(pairs),
         "layouts": split.layouts,
         "parts": {name: n for name, n in zip(split.part_names, counts, strict=True) if name},
@@ -142,8 +143,11 @@ def losses(pairs: TokenizedPairs) -> Findings:
         of_cause["count"] += 1
         if len(of_cause["examples"]) < EXAMPLES:
             of_cause["examples"].append({"where": line["where"], "error": line["error"]})
+    for cause, count in pairs.losses.items():
+        # Pairs beyond a cap or a mixture's weights are counted, and are no lines.
+        found.setdefault(cause, {"count": count, "examples": []})
     for cause, of_cause in found.items():
-        of_cause["share"] = of_cause["count"] / len(lines)
+        of_cause["share"] = of_cause["count"] / pairs.considered
         of_cause["dropped"] = cause.startswith("dropped")
     return found
 

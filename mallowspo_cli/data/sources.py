@@ -1,5 +1,6 @@
 """Where rows come from: a hub id, files, a glob, a saved Arrow directory, or the package itself."""
 
+import functools
 import glob
 import hashlib
 import logging
@@ -10,7 +11,7 @@ from typing import Any
 
 from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import DataError, first_line
-from mallowspo_cli.files import content_digest
+from mallowspo_cli.files import cache_directory, content_digest
 from mallowspo_cli.recipe.schema import DatasetConfig, PartConfig
 
 READERS = {
@@ -40,18 +41,27 @@ class Source:
     """Reads the rows. Raises DataError."""
     digest: Callable[[], str]
     """Names the content. For files it reads no row."""
-    own_split: bool
-    """Whether the split is a split of the data, or to be held out of the training rows."""
+    shared: bool
+    """Whether training and held-out pairs come from these rows, by prompt."""
 
 
 def open_sources(config: DatasetConfig, split: str) -> list[Source]:
-    """The sources of `split`, which is "train" or "eval", one for each part.
+    """The sources of `split`, which is "train" or "eval", one for each part that has the split.
 
     Raises:
         DataError: nothing is there; names the place.
     """
     parts = config.parts or {"": PartConfig(path=str(config.path))}
-    return [_open(name, part, config, split) for name, part in parts.items()]
+    # A part without an eval split of its own has held-out pairs only where `eval_size` takes some.
+    held_out = {
+        name: (part.eval_split or config.eval_split) is not None or config.eval_size > 0
+        for name, part in parts.items()
+    }
+    return [
+        _open(name, part, config, split)
+        for name, part in parts.items()
+        if split == "train" or held_out[name]
+    ]
 
 
 def read_rows(data: Rows, name: str, start: int, stop: int) -> list[dict[str, Any]]:
@@ -87,9 +97,9 @@ def _open(part_name: str, part: PartConfig, config: DatasetConfig, split: str) -
         part=part_name,
         weight=part.weight,
         format=part.format if given else config.format,
-        load=load,
+        load=functools.cache(load),
         digest=digest,
-        own_split=own is not None,
+        shared=(part.eval_split or config.eval_split) is None and config.eval_size > 0,
     )
 
 
@@ -117,17 +127,9 @@ def _find(
         return _files(files, None if place.is_file() else path)
     if place.suffix in READERS or path.startswith((".", "/", "~", "package:")):
         raise DataError(f"no data at {path}.")
-    hub: list[Rows] = []
-
-    def load() -> Rows:
-        if not hub:
-            hub.append(_read_hub(path, split, options))
-        return hub[0]
-
-    def digest() -> str:
-        return _digest([Path(file["filename"]) for file in load().cache_files])
-
-    return f"{path} ({split})", load, digest
+    load = functools.cache(lambda: _read_hub(path, split, options))
+    name = f"{path} ({split})"
+    return name, load, lambda: _digest([Path(file["filename"]) for file in load().cache_files])
 
 
 def _saved_directory(place: Path, split: str) -> Path | None:
@@ -181,6 +183,8 @@ def _read_files(files: list[Path], name: str) -> Rows:
     # "None" and "NA" are words in a text column.
     options: dict[str, Any] = {"keep_default_na": False} if reader == "csv" else {}
     names = [str(file) for file in files]
+    # `datasets` would find a changed file by its time alone.
+    options["cache_dir"] = str(cache_directory() / "rows" / f"v1-{_digest(files)}")
     return _load(
         lambda: datasets.load_dataset(reader, data_files=names, split="train", **options),
         f"{name} cannot be read as {reader}",

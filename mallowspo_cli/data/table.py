@@ -1,5 +1,6 @@
 """Tokenised pairs as Arrow tables: memory-mapped, with what became of every row that was read."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from mallowspo_cli.errors import DataError
+from mallowspo_cli.files import cache_directory
 
 TokenIds = NDArray[np.int32]
 
@@ -34,6 +38,18 @@ SCHEMA = pa.schema(
 says why a pair was left out (then `pair_id` is null) or cut; `error` is set where it is no pair."""
 
 
+def pair_id(prompt: TokenIds, chosen: TokenIds, rejected: TokenIds) -> str:
+    """blake2b-128 (hex) of the three token lists, each as its length and its ids, little-endian.
+
+    Shuffling, filtering or sharding can never pair a score with the wrong example.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for ids in (prompt, chosen, rejected):
+        digest.update(np.int32(len(ids)).astype("<i4").tobytes())
+        digest.update(np.asarray(ids, dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
 class Oddity(IntFlag):
     """What is odd about a pair's text, in any language."""
 
@@ -43,6 +59,8 @@ class Oddity(IntFlag):
     """A response is nothing but the name of a role."""
     SPECIAL_TOKEN = 4
     """A text holds the spelling of a special token, which the tokenizer takes for the token."""
+    REPEATED_PROMPT = 8
+    """Both responses begin with the text of the prompt's last turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +80,17 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     it is asked for.
     """
 
-    def __init__(self, tables: Sequence[pa.Table], lines: NDArray[np.int64] | None = None):
+    def __init__(
+        self,
+        tables: Sequence[pa.Table],
+        lines: NDArray[np.int64] | None = None,
+        left_out: Counter[str] | None = None,
+    ):
         """`lines` are positions in the tables, one after another; None takes all.
 
-        Lines without a pair count as losses.
+        Lines without a pair count as losses, and so do the pairs of `left_out`, by cause.
         """
+        self._left_out = left_out or Counter()
         self._batches = [batch for table in tables for batch in table.to_batches() if len(batch)]
         self._ends = np.cumsum([len(batch) for batch in self._batches], dtype=np.int64)
         total = int(self._ends[-1]) if self._batches else 0
@@ -95,7 +119,13 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             name: values[offsets[inner] : offsets[inner + 1]]
             for name, (offsets, values) in self._lists[number].items()
         }
-        return TokenizedPair(str(batch["pair_id"][inner]), **lists)
+        pair = TokenizedPair(str(batch["pair_id"][inner]), **lists)
+        if pair_id(pair.prompt, pair.chosen, pair.rejected) != pair.pair_id:
+            raise DataError(
+                f"the prepared tokens of pair {pair.pair_id} changed on disk. Remove the prepared "
+                f"data, {cache_directory() / 'data'}; it is made again."
+            )
+        return pair
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "TokenizedPairs":
         """The pairs at these positions, in this order; losses are left behind."""
@@ -105,6 +135,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         new = object.__new__(TokenizedPairs)
         new._batches, new._ends, new._lists = self._batches, self._ends, self._lists
         new._lines = new._kept = lines
+        new._left_out = Counter()
         return new
 
     @cached_property
@@ -112,11 +143,16 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         """Content ids, in order."""
         return self.values("pair_id").tolist()
 
+    @property
+    def considered(self) -> int:
+        """Pairs and pairless rows from which these were taken."""
+        return len(self._lines) + sum(self._left_out.values())
+
     @cached_property
     def losses(self) -> Counter[str]:
         """Cause to number of pairs dropped or cut."""
         causes = self.raw("cause")[self._lines]
-        return Counter(cause for cause in causes.tolist() if cause is not None)
+        return Counter(cause for cause in causes.tolist() if cause is not None) + self._left_out
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:

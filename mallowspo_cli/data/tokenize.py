@@ -12,7 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from mallowspo_cli.data.pairs import Message, PreferencePair, Skipped
 from mallowspo_cli.data.render import Opening, Rendered
-from mallowspo_cli.data.table import SCHEMA, Oddity, TokenIds, TokenizedPair, TokenizedPairs
+from mallowspo_cli.data.table import (
+    SCHEMA,
+    Oddity,
+    TokenIds,
+    TokenizedPair,
+    TokenizedPairs,
+    pair_id,
+)
 from mallowspo_cli.distributed import progress
 from mallowspo_cli.errors import DataError
 from mallowspo_cli.recipe.choices import OnError, Truncation
@@ -30,18 +37,6 @@ ROLE_NAMES = {"user", "assistant", "system", "human", "model", "gpt", "bot"}
 
 Item = PreferencePair | Skipped | DataError
 """What a row of the data became: a pair, nothing for a reason, or an error."""
-
-
-def pair_id(prompt: TokenIds, chosen: TokenIds, rejected: TokenIds) -> str:
-    """blake2b-128 (hex) of the three token lists, each as its length and its ids, little-endian.
-
-    Shuffling, filtering or sharding can never pair a score with the wrong example.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for ids in (prompt, chosen, rejected):
-        digest.update(np.int32(len(ids)).astype("<i4").tobytes())
-        digest.update(np.asarray(ids, dtype="<i4").tobytes())
-    return digest.hexdigest()
 
 
 def prompt_key(prompt: Sequence[Message]) -> int:
@@ -139,6 +134,9 @@ def _about(pair: PreferencePair, special: re.Pattern[str]) -> dict[str, Any]:
         odd |= Oddity.ROLE_NAME
     if any(special.search(text) for text in (*answers, *(m.content for m in pair.prompt))):
         odd |= Oddity.SPECIAL_TOKEN
+    start = pair.prompt[-1].content
+    if start.strip() and all(text.startswith(start) for text in answers):
+        odd |= Oddity.REPEATED_PROMPT
     return {
         "where": pair.row,
         "prompt_key": prompt_key(pair.prompt),
@@ -287,7 +285,12 @@ def _fit(
     cause = None
     if config.truncation is Truncation.keep_end and len(prompt) > room >= 1:
         prompt = prompt[-room:]
-        cause = f"prompts cut to fit {config.max_length:,} tokens"
+        which = (
+            f"{limit:,} tokens"
+            if room == limit
+            else f"{config.max_length:,} tokens with the response"
+        )
+        cause = f"prompts cut to fit {which}"
     if len(prompt) > limit:
         return None, f"dropped: prompt longer than {limit:,} tokens"
     if len(prompt) + max(len(chosen), len(rejected)) > config.max_length:

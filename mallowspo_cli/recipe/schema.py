@@ -273,8 +273,9 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 turns it off."""
     order: Order = Order.shuffle
-    """shuffle: a new order each epoch, a pure function of seed and epoch. By dispersion: easy_first
-    (high w, the reference is sure, first), hard_first, stratified (each step spans the range)."""
+    """shuffle: a new order each epoch, a pure function of seed and epoch; sequential: the data's.
+    By dispersion: easy_first (high w, the reference is sure, first), hard_first, stratified (each
+    step spans the range)."""
 
     def __post_init__(self) -> None:
         for key in ("global_batch_size", "pack_tokens", "epochs", "max_steps"):

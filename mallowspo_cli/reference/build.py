@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mallowspo_cli.data.table import TokenizedPair
+from mallowspo_cli.data.table import TokenizedPair, TokenizedPairs
 from mallowspo_cli.distributed import log, progress
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import cache_directory
@@ -27,7 +27,7 @@ from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.schema import ModelConfig, ReferenceConfig
 from mallowspo_cli.reference.claims import Claims
 from mallowspo_cli.reference.fingerprint import fingerprint
-from mallowspo_cli.reference.store import FORMAT, REBUILD, ReferenceRows, ReferenceStore
+from mallowspo_cli.reference.store import FILL, FORMAT, ReferenceRows, ReferenceStore
 from mallowspo_cli.scoring import PairScorer
 
 SECONDS_PER_SHARD = 20.0
@@ -50,18 +50,24 @@ def open_store(
     model: ModelConfig,
     reference: ReferenceConfig,
     precision: Precision,
-    rebuild: str = REBUILD,
+    fill_command: str = FILL,
+    create: bool = True,
 ) -> ReferenceStore:
     """The store of a recipe's reference model, created when it is not there.
 
+    Without `create` nothing is written: the default store is an empty one then.
+
     Raises:
-        CacheError: `reference.store` names a store that another model or set-up built.
+        CacheError: `reference.store` names a store that another model or set-up built, or none and
+            `create` is not set.
     """
     expected = fingerprint(directory, model, precision)
     default = store_path(directory, model, precision)
     path = Path(reference.store).expanduser() if reference.store else default
-    if (path / "manifest.json").is_file():
-        return ReferenceStore.open(path, expected, rebuild)
+    if (path / "manifest.json").is_file() or (reference.store and not create):
+        return ReferenceStore.open(path, expected, fill_command)
+    if not create:
+        return ReferenceStore(path, expected, _vocab_size(directory))
     return ReferenceStore.create(path, expected, _vocab_size(directory))
 
 
@@ -83,6 +89,9 @@ def complete_store(
         ModelError: the model does not load, or gives scores that are not finite.
     """
     store.refresh()
+    if isinstance(pairs, TokenizedPairs) and not store.missing(pairs.pair_ids):
+        # Without looking at the tokens of every pair.
+        return 0
     by_id = {pair.pair_id: pair for pair in pairs}
     new = len(store.missing(list(by_id)))
     if not new:
@@ -96,6 +105,8 @@ def complete_store(
             done = new - len(store.missing(list(by_id)))
             open_blocks = [b for b in blocks if store.missing(b.pair_ids)]
             if not open_blocks:
+                # In the order of the files: where two scored a pair, all read the same row.
+                store.reload()
                 return work.scored
             before = work.scored
             for block in open_blocks:

@@ -31,7 +31,7 @@ from mallowspo_cli.reference.store import (
 TEMPORARY_SECONDS = 60.0
 """A temporary file that was not written to for so long has lost its process."""
 CACHED = re.compile(r"\.?v\d+-[0-9a-f]+(\.[0-9a-f]+\.tmp)?")
-"""Names that the cache gives stores and prepared data, and those on their way out."""
+"""Names that the cache gives stores, prepared data and rows, and those on their way out."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def unused(cache: Path, days: int, own: Collection[Path]) -> list[Path]:
 
 def _disposable(cache: Path) -> Iterator[Path]:
     # What does not bear one of our names, and what is only linked to, is somebody else's.
-    for kind in ("reference", "data"):
+    for kind in ("reference", "data", "rows"):
         for path in sorted((cache / kind).glob("*v*")):
             if CACHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 yield path

@@ -3,7 +3,10 @@
 import contextlib
 import hashlib
 import json
+import os
+import shlex
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,7 +24,7 @@ from mallowspo_cli.reference.fingerprint import Fingerprint
 FORMAT = 2
 """Version of the layout on disk, and of what the numbers in it mean."""
 SHARDS = "rows-*.parquet"
-REBUILD = "mallowspo cache-ref recipe=..."
+FILL = "mallowspo cache-ref recipe=..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,10 @@ class ReferenceStore:
         self.path, self.fingerprint, self.vocab_size = path, fingerprint, vocab_size
         self.damaged: list[Path] = []
         """Shards that were not what their names say; their rows are missing."""
+        self.reload()
+
+    def reload(self) -> None:
+        """Read all shards, oldest first."""
         self._index: dict[str, int] = {}
         self._rows = {
             c: torch.empty(0, dtype=torch.int64 if c.endswith("tokens") else torch.float32)
@@ -79,16 +86,27 @@ class ReferenceStore:
                 "Remove the directory, or give another: reference.store=..."
             )
         manifest = {"format": FORMAT, "vocab_size": vocab_size, "fingerprint": asdict(expected)}
-        write_json(path / "manifest.json", manifest)
+        mine = path / f".manifest.{uuid.uuid4().hex[:12]}.tmp"
+        write_json(mine, manifest)
+        try:
+            # Unlike a renaming, it leaves alone what another process has put there meanwhile.
+            os.link(mine, path / "manifest.json")
+        except FileExistsError:
+            return cls.open(path, expected)
+        except OSError:
+            # A file system without hard links.
+            mine.replace(path / "manifest.json")
+        finally:
+            mine.unlink(missing_ok=True)
         return cls(path, expected, vocab_size)
 
     @classmethod
     def open(
-        cls, path: Path, expected: Fingerprint | None, rebuild: str = REBUILD
+        cls, path: Path, expected: Fingerprint | None, fill_command: str = FILL
     ) -> "ReferenceStore":
         """An existing store; with `expected` None, whatever built it.
 
-        `rebuild` is the command that the error names.
+        `fill_command` is the `cache-ref` command that errors name.
 
         Raises:
             CacheError: missing, or built by another model or in another way: lists what differs.
@@ -100,19 +118,18 @@ class ReferenceStore:
             found = Fingerprint(**manifest["fingerprint"])
             vocab_size = int(manifest["vocab_size"])
         except FileNotFoundError as error:
-            raise CacheError(
-                f"no reference store at {path}. Build it: mallowspo cache-ref recipe=..."
-            ) from error
+            raise CacheError(f"no reference store at {path}. Build it: {fill_command}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CacheError(
                 f"{path / 'manifest.json'} is not a manifest of version {FORMAT}. Remove the "
                 "directory, or give another: reference.store=..."
             ) from error
         if expected is not None and (differences := found.differences(expected)):
+            words = [w for w in shlex.split(fill_command) if not w.startswith("reference.store=")]
             raise CacheError(
                 f"the reference store at {path} was built otherwise ({'; '.join(differences)}). "
-                f"Build another: {rebuild} reference.store=NEW (or leave reference.store out: its "
-                "place then follows from the model)."
+                f"Build another: {shlex.join(words)} reference.store=NEW (or leave reference.store "
+                "out: its place then follows from the model)."
             )
         return cls(path, found, vocab_size)
 
@@ -171,7 +188,7 @@ class ReferenceStore:
                     self.refresh()
                     return
                 self._known.add(shard.name)
-                log.warning("%s Its rows are computed again.", error)
+                log.warning("%s It is set aside, and its rows are missing.", error)
                 self.damaged.append(shard)
                 # In a directory that cannot be written it stays, and is passed over each time.
                 with contextlib.suppress(OSError):

@@ -15,6 +15,7 @@ from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import DataError
 from mallowspo_cli.objectives.base import ReferenceScores
+from mallowspo_cli.raters import HIGHEST_THETA
 from mallowspo_cli.recipe.choices import ColumnKind, DispersionMode, DispersionSource, Pooling, Span
 from mallowspo_cli.recipe.schema import DispersionConfig
 from mallowspo_cli.reference.store import ReferenceRows, ReferenceStore
@@ -102,12 +103,19 @@ class Reference:
         self._weights.update(zip(new, weights.tolist(), strict=True))
         return self.weights(pair_ids)
 
+    def add_split(self, pairs: TokenizedPairs) -> Tensor:
+        """`add` with what the data says of the pairs."""
+        return self.add(pairs.pair_ids, numbers_of(self.config, pairs))
+
     def _clamped(self, raw: Tensor, pair_ids: Sequence[str]) -> int:
         low, high = self.bounds
         outside = (self.scale * raw < low) | (self.scale * raw > high)
         if self.config.source is DispersionSource.entropy:
             entropy = normalised_entropy(self.store, self.config, pair_ids)
             outside |= (entropy <= dispersion.LOWEST) | (entropy >= dispersion.HIGHEST)
+        elif self.config.source is DispersionSource.raters:
+            # Raters who all agree, or among whom nothing is agreed.
+            outside |= (raw <= 0) | (raw >= 2 * HIGHEST_THETA)
         return int(outside.sum())
 
     def weights(self, pair_ids: Sequence[str]) -> Tensor:
@@ -130,6 +138,20 @@ class Reference:
         )
 
 
+def fit_reference(
+    store: ReferenceStore,
+    config: DispersionConfig,
+    pairs: TokenizedPairs,
+    seed: int,
+    scale: float | None = None,
+) -> tuple[TokenizedPairs, Reference]:
+    """The training pairs that `dispersion.keep` leaves, and the reference fitted on them."""
+    if config.keep is not None:
+        pairs = kept_pairs(store, config, pairs)
+    numbers = numbers_of(config, pairs)
+    return pairs, Reference(store, config, pairs.pair_ids, seed, scale, numbers)
+
+
 def numbers_of(config: DispersionConfig, pairs: TokenizedPairs) -> Numbers:
     """What the data itself says of the pairs' dispersion, where the recipe asks for that."""
     if config.source is DispersionSource.column:
@@ -138,7 +160,7 @@ def numbers_of(config: DispersionConfig, pairs: TokenizedPairs) -> Numbers:
 
 
 def kept_pairs(
-    store: ReferenceStore, config: DispersionConfig, pairs: TokenizedPairs
+    store: ReferenceStore | None, config: DispersionConfig, pairs: TokenizedPairs
 ) -> TokenizedPairs:
     """The pairs between the quantiles of `dispersion.keep`; says how many are left out."""
     assert config.keep is not None
@@ -153,14 +175,20 @@ def kept_pairs(
 
 
 def raw_weights(
-    store: ReferenceStore, config: DispersionConfig, pair_ids: Sequence[str], numbers: Numbers
+    store: ReferenceStore | None,
+    config: DispersionConfig,
+    pair_ids: Sequence[str],
+    numbers: Numbers,
 ) -> Tensor:
     """w of N pairs before its scale, (N,) float64; NaN where nothing is known.
+
+    Only the reference's entropies need its store.
 
     Raises:
         DataError: a number of the data that cannot be a weight.
     """
     if config.source is DispersionSource.entropy:
+        assert store is not None
         return dispersion.raw_weight(normalised_entropy(store, config, pair_ids))
     assert numbers is not None
     if (numbers < 0).any():

@@ -76,7 +76,8 @@ def _overview_rows(split: Findings) -> dict[str, str]:
         split[name] for name in ("duplicates", "contradictions", "equal_responses")
     )
     counts = {
-        "rows": split["rows"],
+        "rows of the data": split["rows"],
+        "pairs of this split": split["of_split"],
         "pairs": split["pairs"],
         "dropped": sum(each["count"] for each in losses if each["dropped"]),
         "cut": sum(each["count"] for each in losses if not each["dropped"]),

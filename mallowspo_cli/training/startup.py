@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -37,10 +38,14 @@ def check_start(
     Raises:
         CacheError: the policy is not the reference; says what may explain it.
     """
-    batch = collate(pairs).to(device)
+    # One pair a pass: no more memory than a training step takes.
     with torch.no_grad():
-        policy = score(batch)
-    stored = reference(batch.pair_ids, device)
+        found_scores = [score(collate([pair]).to(device)) for pair in pairs]
+    policy = PairScores(
+        *(torch.cat([getattr(s, f.name) for s in found_scores]) for f in fields(PairScores))
+    )
+    pair_ids = [pair.pair_id for pair in pairs]
+    stored = reference(pair_ids, device)
     computes = (reference.store.fingerprint.compute, compute)
     worst = 0.0
     for side in ("chosen", "rejected"):
@@ -51,7 +56,7 @@ def check_start(
             index = outside[0]
             raise CacheError(
                 f"the policy is not the reference of the store {reference.store.path}: the {side} "
-                f"response of pair {batch.pair_ids[index]} has log-prob {float(found[index]):.4f}, "
+                f"response of pair {pair_ids[index]} has log-prob {float(found[index]):.4f}, "
                 f"stored is {float(expected[index]):.4f}, and {float(allowed[index]):.4f} of "
                 f"difference would be rounding. {_explanation(computes, reference)} "
                 "reference.startup_check=0 leaves this check out."

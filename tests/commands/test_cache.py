@@ -77,6 +77,11 @@ def cells(out: str) -> list[list[str]]:
 def test_inspect_counts_what_is_missing_before_and_after_the_pass(
     mallowspo: Command, words: list[str]
 ) -> None:
+    assert "no reference store at mine" in complaint(mallowspo("cache", "inspect", *words))
+    assert not STORE.exists()
+    assert mallowspo("cache-ref", *words).code == 0
+    for shard in STORE.glob("rows-*.parquet"):
+        shard.unlink()
     before = mallowspo("cache", "inspect", *words)
     assert before.code == 0, before.err
     assert ["train", "12", "12", "0", "12"] in cells(before.out)
@@ -202,7 +207,7 @@ def test_verify_draws_with_the_recipes_seed(
 
 def test_verify_of_an_empty_store_says_how_to_fill_it(mallowspo: Command, words: list[str]) -> None:
     line = complaint(mallowspo("cache", "verify", *words, "rows=4"))
-    assert "has no row of the recipe's pairs" in line
+    assert "no reference store at mine. Build it" in line
     assert "mallowspo cache-ref recipe=quickstart" in line
     assert "rows=4" not in line
 
@@ -479,8 +484,8 @@ def test_a_wrong_word_is_named(
 def test_a_store_built_otherwise_is_refused_without_the_verbs_own_words(
     mallowspo: Command, filled: list[str], verb: str
 ) -> None:
-    own = {"verify": ["rows=5"], "diff": ["with=x"], "gc": ["days=5"], "export": ["to=x.parquet"]}
+    own = {"verify": ["rows=5"], "diff": ["with=mine"], "gc": ["days=5"], "export": ["to=x.parquet"]}
     line = complaint(mallowspo("cache", verb, *filled, *own.get(verb, []), "train.precision=bf16"))
     assert "compute: float32, now bfloat16 autocast over float32" in line
     assert "mallowspo cache-ref recipe=quickstart" in line
-    assert not any(word in line for word in ("rows=5", "with=x", "days=5", "to=x.parquet"))
+    assert not any(word in line for word in ("rows=5", "with=mine", "days=5", "to=x.parquet"))

@@ -40,8 +40,10 @@ def words_of(path: Path) -> list[str]:
 
 def found(mallowspo: Command, words: list[str]) -> dict[str, Any]:
     done = mallowspo("data", "check", *words, "--json")
-    assert done.code == 0, done.err
-    return json.loads(done.out)
+    findings = json.loads(done.out)
+    # Nothing to train on is an error, told after the findings.
+    assert done.code == (0 if findings["splits"]["train"]["pairs"] else 2), done.err
+    return findings
 
 
 def cells(out: str, label: str) -> list[str]:
@@ -55,7 +57,7 @@ def test_clean_data_has_nothing_to_complain_of(mallowspo: Command, words: list[s
     assert done.code == 0, done.err
     assert done.out.rstrip().endswith("- nothing to complain of")
     assert "layout of train.jsonl: trl" in done.out
-    assert cells(done.out, "rows") == ["16", "4"]
+    assert cells(done.out, "rows of the data") == ["16", "4"]
 
 
 def test_json_holds_the_numbers_of_the_table_and_nothing_else_is_on_stdout(
@@ -126,7 +128,8 @@ def test_no_pair_left_and_none_to_hold_out_are_findings(
     assert short["splits"]["train"]["pairs"] == short["splits"]["eval"]["pairs"] == 0
     assert short["gain"] is None
     shown = mallowspo("data", "check", *words, "dataset.eval_size=4", "dataset.max_length=3")
-    assert shown.code == 0, shown.err
+    assert shown.code == 2
+    assert "can be trained on; see above" in shown.err
     assert "no pair is left" in shown.out
     # The option's own eval_size is 100.
     few = found(mallowspo, words)

@@ -60,6 +60,7 @@ def test_the_page_holds_numbers_pictures_and_the_prompts_at_both_ends(
     found = json.loads((tmp_path / "here" / "dispersion.json").read_text())
     heads = list(found["prompts"].values())
     assert [heads[0][0]["w"], heads[1][0]["w"]] == [13, 1]
+    assert "NaN" not in (tmp_path / "here" / "dispersion.json").read_text()
     assert found["share_outside_half_to_two"] == pytest.approx(9 / 16)
 
 
@@ -108,4 +109,4 @@ def test_data_without_raters_is_refused_in_one_line(
 ) -> None:
     done = mallowspo("dispersion", *tiny_words, "dispersion.source=raters")
     assert done.code == 2
-    assert re.search(r"none of the 12 training pairs has a dispersion.*source=raters", done.err)
+    assert re.search(r"source=raters needs the scores of several raters, and .* has none", done.err)

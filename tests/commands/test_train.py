@@ -346,3 +346,49 @@ def test_a_column_of_the_data_can_be_the_weight(
     missing = mallowspo("train", *tiny_words, "dispersion.source=column", "name=x")
     assert missing.code == 2
     assert "dispersion.column=NAME" in missing.err
+
+
+def test_resume_adds_to_the_pass_counter_and_refuses_other_numbers_of_the_data(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    def rows(first: int) -> list[dict]:
+        return [{**row, "w": first + index} for index, row in enumerate(pair_rows(16))]
+
+    write_rows(rows(1))
+    words = [*tiny_words, "dispersion.source=column", "dispersion.column=w", "dispersion.scale=1"]
+    assert mallowspo("train", *words).code == 0
+    run = tmp_path / "runs" / "tiny"
+    scored = json.loads((run / "environment.json").read_text())["reference_pass"]["scored"]
+    (run / "results.json").unlink()
+    assert mallowspo("train", *words, "--resume").code == 0
+    again = json.loads((run / "environment.json").read_text())["reference_pass"]
+    assert again == {"scored": scored, "reused": 16}
+    (run / "results.json").unlink()
+    write_rows(rows(2))
+    changed = mallowspo("train", *words, "--resume")
+    assert changed.code == 2
+    assert "dispersion_numbers changed" in changed.err
+
+
+def test_an_order_by_numbers_of_the_data_needs_no_reference_pass(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    write_rows([{**row, "w": index % 7} for index, row in enumerate(pair_rows(16))])
+    words = [*tiny_words, "objective=simpo", "dispersion.source=column", "dispersion.column=w"]
+    words += ["train.order=hard_first", "dispersion.keep=[0.3,1]", "train.max_steps=1"]
+    done = mallowspo("train", *words)
+    assert done.code == 0, done.err
+    assert "training pairs lie between the quantiles 0.3 and 1 of w" in done.err
+    counts = json.loads((tmp_path / "runs/tiny/environment.json").read_text())["reference_pass"]
+    assert counts == {"scored": 0, "reused": 0}
+    assert "reference" not in done.err.replace("reference_pass", "")
+
+
+def test_raters_that_the_data_has_not_are_missed_before_any_pass(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    store = ["reference.store=store"]
+    done = mallowspo("train", *tiny_words, "dispersion.source=raters", *store)
+    assert done.code == 2
+    assert "has none: expected the columns prompt, responses and rater_scores" in done.err
+    assert not (tmp_path / "store").exists()

@@ -1,6 +1,7 @@
 """Preparation: once, in files that are whole or absent, the same as tokenising in memory."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_a_killed_preparation_goes_on_from_its_whole_files(
     assert found.pairs.values("row").tolist() == list(range(11))
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "overwritten"])
 def test_a_damaged_file_is_made_again(
     write_rows: Callable[..., Path], tiny_tokenizer: Any, own_prepared: Path, damage: str
 ) -> None:
@@ -145,12 +146,24 @@ def test_a_damaged_file_is_made_again(
     file = place / "pairs-000000004.arrow"
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:100])
+    elif damage == "overwritten":
+        file.write_bytes(file.read_bytes()[:-600] + bytes(600))
     else:
         file.unlink()
     assert prepared(settings, tiny_tokenizer).pairs.pair_ids == expected
 
 
-BROKEN = {"prompt": "x", "chosen": 5, "rejected": 6}
+def test_a_token_that_changed_on_disk_is_never_trained_on(
+    write_rows: Callable[..., Path], tiny_tokenizer: Any, own_prepared: Path
+) -> None:
+    settings = config(write_rows(pair_rows(4)))
+    pair = prepared(settings, tiny_tokenizer).pairs[2]
+    (file,) = own_prepared.glob("*/pairs-*.arrow")
+    content, tokens = file.read_bytes(), pair.chosen.tobytes()
+    place = content.index(tokens)
+    file.write_bytes(content[:place] + bytes([tokens[0] ^ 1]) + content[place + 1 :])
+    with pytest.raises(DataError, match=rf"tokens of pair {pair.pair_id} changed on disk"):
+        list(prepared(settings, tiny_tokenizer).pairs)
 
 
 def test_a_broken_row_stops_by_default_and_names_the_way_out(
@@ -183,11 +196,14 @@ def test_the_number_of_a_column_stays_with_its_pair(
     for split in ("train", "eval"):
         pairs = prepared(settings, tiny_tokenizer, split, column="w").pairs
         assert np.array_equal(pairs.values("column"), pairs.values("row") / 4)
-    with pytest.raises(DataError, match=r"row 0: dispersion\.column=v is no such column"):
-        prepared(settings, tiny_tokenizer, column="v")
+    with pytest.raises(DataError, match=r"has no column 'ww' .* Did you mean 'w'\?"):
+        prepared(settings, tiny_tokenizer, column="ww")
     del rows[0]["w"]
-    with pytest.raises(DataError, match=r"row 0: dispersion\.column=w is None"):
-        prepared(config(write_rows(rows, "b.jsonl")), tiny_tokenizer, column="w")
+    found = prepared(config(write_rows(rows, "b.jsonl")), tiny_tokenizer, column="w").pairs
+    assert np.isnan(found.values("column")).tolist() == [True] + [False] * 7
+    words = [{**row, "w": str(index)} for index, row in enumerate(rows)]
+    with pytest.raises(DataError, match=r"row 0: dispersion\.column=w is '0'; expected a number"):
+        prepared(config(write_rows(words, "c.jsonl")), tiny_tokenizer, column="w")
 
 
 def test_raters_give_their_pairs_a_dispersion(
@@ -216,6 +232,8 @@ def test_a_mixture_holds_its_parts_in_proportion_and_takes_no_pair_twice(
     assert found.part_names == ["one", "two"]
     assert np.bincount(found.parts).tolist() == [5, 10]
     assert len(set(found.pairs.pair_ids)) == 15
+    assert found.pairs.losses == {"dropped: beyond the mixture's weights": 15}
+    assert found.pairs.considered == 30
     assert prepared(settings, tiny_tokenizer).pairs.pair_ids == found.pairs.pair_ids
     held = replace(settings, eval_size=6)
     train, evaluation = (prepared(held, tiny_tokenizer, split) for split in ("train", "eval"))
@@ -223,12 +241,47 @@ def test_a_mixture_holds_its_parts_in_proportion_and_takes_no_pair_twice(
     assert set(evaluation.pairs.pair_ids).isdisjoint(train.pairs.pair_ids)
 
 
+def test_a_part_without_held_out_pairs_of_its_own_stays_out_of_the_evaluation(
+    write_rows: Callable[..., Path], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = pair_rows(30)
+    (tmp_path / "own").mkdir()
+    write_rows(rows[:10], "own/train.jsonl")
+    write_rows(rows[10:15], "own/test.jsonl")
+    parts = {
+        "own": PartConfig(path=str(tmp_path / "own"), eval_split="test"),
+        "none": PartConfig(path=str(write_rows(rows[15:], "none.jsonl"))),
+    }
+    settings = DatasetConfig(path=None, parts=parts, eval_split=None)
+    train, evaluation = (prepared(settings, tiny_tokenizer, split) for split in ("train", "eval"))
+    assert set(evaluation.pairs.pair_ids).isdisjoint(train.pairs.pair_ids)
+    assert len(evaluation.pairs) == 5
+    some = prepared(replace(settings, eval_size=3), tiny_tokenizer, "eval")
+    assert np.bincount(some.parts).tolist() == [5, 3]
+
+
 def test_a_prompt_gives_at_most_so_many_pairs(
     write_rows: Callable[..., Path], tiny_tokenizer: Any
 ) -> None:
     rows = [{**row, "prompt": f"p{index % 3}"} for index, row in enumerate(pair_rows(10))]
     settings = config(write_rows(rows), max_pairs_per_prompt=2)
-    assert prepared(settings, tiny_tokenizer).pairs.values("row").tolist() == [0, 1, 2, 3, 4, 5]
+    found = prepared(settings, tiny_tokenizer).pairs
+    assert found.values("row").tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.losses == {"dropped: more than 2 pairs of a prompt": 4}
+    # A pair that is dropped for its length takes no other's place.
+    rows[0]["chosen"] = "x" * 300
+    longer = config(write_rows(rows, "longer.jsonl"), max_pairs_per_prompt=2, max_length=100)
+    assert prepared(longer, tiny_tokenizer).pairs.values("row").tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_file_that_changed_within_its_time_stamp_is_read_anew(
+    write_rows: Callable[..., Path], tiny_tokenizer: Any
+) -> None:
+    path = write_rows(pair_rows(6))
+    before, status = prepared(config(path), tiny_tokenizer).pairs.pair_ids, path.stat()
+    write_rows([{**row, "prompt": row["prompt"].upper()} for row in pair_rows(6)])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert set(prepared(config(path), tiny_tokenizer).pairs.pair_ids).isdisjoint(before)
 
 
 def test_a_directory_that_datasets_saved_is_read_by_split(
@@ -253,6 +306,8 @@ def test_odd_texts_are_marked(write_rows: Callable[..., Path], tiny_tokenizer: A
     rows = pair_rows(4)
     rows[1]["chosen"] = " User "
     rows[2]["prompt"] = "what is <|end|>?"
+    rows[0]["chosen"], rows[0]["rejected"] = "Say 0! yes", "Say 0! no"
+    rows[0]["prompt"] = "Say 0!"
     rows[3]["prompt"] = [
         {"role": "user", "content": " "},
         {"role": "assistant", "content": "yes"},
@@ -269,7 +324,7 @@ def test_odd_texts_are_marked(write_rows: Callable[..., Path], tiny_tokenizer: A
     ]
     odd = prepared(config(write_rows(rows)), tiny_tokenizer).pairs.values("oddities")
     assert [Oddity(int(value)) for value in odd] == [
-        Oddity(0),
+        Oddity.REPEATED_PROMPT,
         Oddity.ROLE_NAME,
         Oddity.SPECIAL_TOKEN,
         Oddity.BLANK_TURN,

@@ -434,7 +434,7 @@ def test_keep_end_cuts_the_beginning_of_the_prompt_alone() -> None:
     )
     short = tokenized([pair_of(30, 4, 2)], "keep_end", max_length=20, max_prompt_length=6)
     assert lengths(short) == [(6, 5, 3)]
-    assert short.losses == {"prompts cut to fit 20 tokens": 1}
+    assert short.losses == {"prompts cut to fit 6 tokens": 1}
 
 
 def test_keep_end_drops_responses_that_leave_no_room_for_a_prompt() -> None:
@@ -442,7 +442,7 @@ def test_keep_end_drops_responses_that_leave_no_room_for_a_prompt() -> None:
     assert lengths(found) == [(1, 19, 3)]
     assert found.losses == {
         "dropped: longer than 20 tokens": 1,
-        "prompts cut to fit 20 tokens": 1,
+        "prompts cut to fit 20 tokens with the response": 1,
     }
 
 

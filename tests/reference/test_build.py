@@ -324,13 +324,17 @@ def test_a_block_that_another_process_holds_is_waited_for_and_not_scored_again(
     assert_close(store.lookup(ids(tokenized)), expected, rtol=2e-6)
 
 
-def test_blocks_depend_on_the_data_alone(tokenized: list[TokenizedPair]) -> None:
-    names = [block.name for block in build._blocks(tokenized, 100)]
-    assert names == [block.name for block in build._blocks(list(tokenized), 100)]
-    assert len(set(names)) == len(names)
-    assert sorted(p for b in build._blocks(tokenized, 100) for p in b.pair_ids) == sorted(
-        ids(tokenized)
-    )
+def test_every_pair_is_in_one_block(tokenized: list[TokenizedPair]) -> None:
+    blocks = list(build._blocks(tokenized, 100))
+    assert len({block.name for block in blocks}) == len(blocks) > 1
+    assert sorted(p for block in blocks for p in block.pair_ids) == sorted(ids(tokenized))
+
+
+def test_a_store_is_not_made_by_looking_at_it(tiny_directory: Path, tmp_path: Path) -> None:
+    settings = ReferenceConfig(store=str(tmp_path / "none"))
+    with pytest.raises(CacheError, match=r"no reference store at .*none\. Build it: mallowspo x"):
+        build.open_store(tiny_directory, CONFIG, settings, Precision.fp32, "mallowspo x", False)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_store_of_another_set_up_is_refused(tiny_directory: Path, tmp_path: Path) -> None:

@@ -239,10 +239,23 @@ def test_where_two_have_scored_a_pair_the_older_row_counts_for_every_reader(
     second = reopened(first)
     first.append(ids(4), values)
     second.append(ids(4), rows(4, seed=1))
-    for store in (first, reopened(first)):
+    second.reload()
+    for store in (first, second, reopened(first)):
         store.refresh()
         assert len(store) == 4
         assert torch.equal(store.lookup(ids(4)).chosen_logp, values.chosen_logp)
+
+
+def test_a_store_that_another_process_made_meanwhile_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(BUILT, weights="others")
+    theirs = ReferenceStore.create(tmp_path / "store", other, VOCAB_SIZE)
+    theirs.append(ids(1), rows(1))
+    with pytest.raises(CacheError, match="weights: others, now w"):
+        new(tmp_path)
+    assert len(ReferenceStore.open(theirs.path, other)) == 1
+    assert [path.name for path in theirs.path.glob(".*")] == []
 
 
 def test_refresh_reads_what_others_have_added_since(tmp_path: Path) -> None:
