@@ -112,8 +112,8 @@ def filled_store(
     """
     counts = {"scored": 0, "reused": 0}
     store = None
-    for split in prepared.splits.values():
-        store, scored = complete(recipe, prepared, split.pairs, device)
+    for name, split in prepared.splits.items():
+        store, scored = complete(recipe, prepared, split.pairs, device, f"{name} split")
         counts["scored"] += scored
         counts["reused"] += len(set(split.pairs.pair_ids)) - scored
     assert store is not None
@@ -121,10 +121,14 @@ def filled_store(
 
 
 def complete(
-    recipe: Recipe, prepared: Prepared, pairs: Sequence[TokenizedPair], device: torch.device
+    recipe: Recipe,
+    prepared: Prepared,
+    pairs: Sequence[TokenizedPair],
+    device: torch.device,
+    what: str = "data",
 ) -> tuple[ReferenceStore, int]:
-    """The store of the recipe's reference, with a row for each of `pairs`, and how many of them
-    were scored now.
+    """The store of the recipe's reference, with a row for each of `pairs` (`what` they are, for the
+    log), and how many of them were scored now.
     """
     store = recipe_store(recipe, prepared)
     new = complete_store(
@@ -136,10 +140,8 @@ def complete(
         recipe.reference.pack_tokens,
         device,
     )
-    if new == 0:
-        log.info("reference store: every pair is there (%s)", store.path)
-    else:
-        log.info("reference store: %d pairs added (%s)", new, store.path)
+    there = "every pair is there" if new == 0 else f"{new} pairs added"
+    log.info("reference store, %s: %s (%s)", what, there, store.path)
     return store, new
 
 

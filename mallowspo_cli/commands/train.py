@@ -1,12 +1,11 @@
 """`mallowspo train`: the main job."""
 
-import hashlib
 import importlib.util
 import json
 import resource
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,28 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from mallowspo_cli.commands.known import (
+    counted,
+    data_file,
+    dispersion_file,
+    known_pairs,
+    pair_order,
+)
 from mallowspo_cli.commands.prepare import (
     Prepared,
-    default_device,
-    filled_store,
     one_process,
     prepare,
 )
 from mallowspo_cli.commands.show import print_pair, print_results
-from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import MallowsPOError, TrainingError
 from mallowspo_cli.evaluation.generate import SequenceKL, sample_pairs, sequence_kl
 from mallowspo_cli.files import whole_directory, write_json, write_text
 from mallowspo_cli.models.load import load_model, load_policy
 from mallowspo_cli.objectives.base import objective_name
-from mallowspo_cli.recipe.choices import DispersionSource, Precision
+from mallowspo_cli.recipe.choices import Precision
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 from mallowspo_cli.recipe.schema import Recipe
-from mallowspo_cli.reference.terms import (
-    Reference,
-    fit_reference,
-    kept_pairs,
-    numbers_of,
-    raw_weights,
-)
 from mallowspo_cli.report.model_card import model_card
 from mallowspo_cli.report.run_report import write_report
 from mallowspo_cli.scoring import PairScorer
@@ -46,7 +42,6 @@ from mallowspo_cli.training.checkpoint import TrainState, load_checkpoint, whole
 from mallowspo_cli.training.loop import Run, fit, total_steps
 from mallowspo_cli.training.metrics import MetricsFile, read_metrics
 from mallowspo_cli.training.optim import build_optimizer
-from mallowspo_cli.training.order import PairOrder
 from mallowspo_cli.training.run_directory import check_directory, claim, environment, locked
 
 DRY_RUN_ROWS = 200
@@ -76,17 +71,17 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     recipe = loaded.recipe
     trackers = _trackers(recipe)
     prepared = prepare(recipe, loaded.words)
-    known = _known(recipe, prepared)
+    known = known_pairs(recipe, prepared)
     pairs = known.train_pairs
     steps = total_steps(recipe, len(pairs))
     policy = load_policy(
         recipe.model, prepared.directory, recipe.train.activation_checkpointing, recipe.seed
     )
     reference = known.reference
-    about = {"reference_pass": _counted(directory, known.counts)}
-    claim(directory, loaded, _data_file(recipe, prepared, known), about)
+    about = {"reference_pass": counted(directory, known.counts)}
+    claim(directory, loaded, data_file(recipe, prepared, known), about)
     if reference is not None:
-        write_json(directory / "dispersion.json", _dispersion_file(pairs, reference))
+        write_json(directory / "dispersion.json", dispersion_file(pairs, reference))
     set_seed(recipe.seed)
     accelerator = _accelerator(recipe, directory, trackers)
     scorer = PairScorer(policy)
@@ -100,7 +95,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
         optimizer=optimizer,
         train_pairs=pairs,
         eval_pairs=prepared.held_out or (),
-        order=_order(recipe, known),
+        order=pair_order(recipe, known),
         metrics=MetricsFile(directory / "metrics.jsonl"),
         total_steps=steps,
     )
@@ -120,106 +115,6 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
         ) from error
     _finish(run, loaded, prepared, _kl(run, prepared))
     accelerator.end_training()
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of the training pairs before the first step."""
-
-    train_pairs: TokenizedPairs
-    reference: Reference | None
-    counts: dict[str, int]
-    """Pairs that the reference pass of this run scored, and those that were there."""
-    estimates: list[float] | None = None
-    """w of each training pair as estimated, whatever `dispersion.mode` says; None where nothing
-    asks for it."""
-
-
-def _known(recipe: Recipe, prepared: Prepared) -> Known:
-    """The reference's scores and the dispersion, where the recipe needs them, and the pairs that
-    its filter keeps.
-    """
-    pairs, objective = prepared.train, recipe.objective
-    needed = objective.needs_reference or objective.needs_dispersion
-    if not needed and not recipe.train.order.by_dispersion and recipe.dispersion.keep is None:
-        return Known(pairs, None, {"scored": 0, "reused": 0})
-    if not needed and recipe.dispersion.source is not DispersionSource.entropy:
-        return _known_from_data(recipe, pairs)
-    store, counts = filled_store(recipe, prepared, default_device())
-    pairs, reference = fit_reference(store, recipe.dispersion, pairs, recipe.seed)
-    if prepared.held_out:
-        reference.add_split(prepared.held_out)
-    summary = reference.summary
-    log.info(
-        "dispersion (%s, %s): scale %.4f, w has mean %.3f, from %.3f to %.3f; %d clamped, "
-        "%d unknown",
-        *(summary.source, summary.mode, summary.scale, summary.weight_mean, summary.weight_min),
-        *(summary.weight_max, summary.clamped, summary.empty),
-    )
-    return Known(pairs, reference, counts, reference.estimates(pairs.pair_ids).tolist())
-
-
-def _known_from_data(recipe: Recipe, pairs: TokenizedPairs) -> Known:
-    """Order and filter by numbers of the data, for an objective that reads no reference."""
-    config = recipe.dispersion
-    if config.keep is not None:
-        pairs = kept_pairs(None, config, pairs)
-    raw = raw_weights(None, config, pairs.pair_ids, numbers_of(config, pairs))
-    # Of an unknown dispersion, the middle.
-    estimates = torch.where(raw.isnan(), raw.nanmean(), raw).tolist()
-    return Known(pairs, None, {"scored": 0, "reused": 0}, estimates)
-
-
-def _counted(directory: Path, counts: dict[str, int]) -> dict[str, int]:
-    """The pass's counts, with what it scored before the run was resumed."""
-    file = directory / "environment.json"
-    before = json.loads(file.read_text()).get("reference_pass", {}) if file.is_file() else {}
-    return {**counts, "scored": counts["scored"] + before.get("scored", 0)}
-
-
-def _order(recipe: Recipe, known: Known) -> PairOrder:
-    return PairOrder(
-        len(known.train_pairs),
-        recipe.train.global_batch_size,
-        recipe.seed,
-        recipe.train.order,
-        known.estimates,
-    )
-
-
-def _data_file(recipe: Recipe, prepared: Prepared, known: Known) -> dict[str, Any]:
-    """What a resumed run has to find as it was."""
-    splits = {"train": known.train_pairs.pair_ids}
-    if prepared.held_out is not None:
-        splits["held_out"] = prepared.held_out.pair_ids
-    reference = known.reference
-    numbers = numbers_of(recipe.dispersion, known.train_pairs)
-    return {
-        **{f"{name}_pairs": len(ids) for name, ids in splits.items()},
-        **{
-            f"{name}_digest": hashlib.blake2b("".join(ids).encode(), digest_size=16).hexdigest()
-            for name, ids in splits.items()
-        },
-        "reference": reference.store.fingerprint.key() if reference is not None else None,
-        "dispersion_scale": reference.scale if reference is not None else None,
-        "dispersion_numbers": hashlib.blake2b(numbers.tobytes(), digest_size=16).hexdigest()
-        if numbers is not None
-        else None,
-    }
-
-
-def _dispersion_file(pairs: TokenizedPairs, reference: Reference) -> dict[str, Any]:
-    weights = reference.weights(pairs.pair_ids).double()
-    quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
-    found = torch.quantile(weights, torch.tensor(quantiles, dtype=weights.dtype)).tolist()
-    counts, edges = torch.histogram(weights, bins=60)
-    return {
-        **asdict(reference.summary),
-        "fingerprint": reference.store.fingerprint.key(),
-        "store": str(reference.store.path),
-        "quantiles": {str(q): v for q, v in zip(quantiles, found, strict=True)},
-        "histogram": {"edges": edges.tolist(), "counts": counts.int().tolist()},
-    }
 
 
 def _trackers(recipe: Recipe) -> list[str]:

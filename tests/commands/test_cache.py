@@ -484,7 +484,12 @@ def test_a_wrong_word_is_named(
 def test_a_store_built_otherwise_is_refused_without_the_verbs_own_words(
     mallowspo: Command, filled: list[str], verb: str
 ) -> None:
-    own = {"verify": ["rows=5"], "diff": ["with=mine"], "gc": ["days=5"], "export": ["to=x.parquet"]}
+    own = {
+        "verify": ["rows=5"],
+        "diff": ["with=mine"],
+        "gc": ["days=5"],
+        "export": ["to=x.parquet"],
+    }
     line = complaint(mallowspo("cache", verb, *filled, *own.get(verb, []), "train.precision=bf16"))
     assert "compute: float32, now bfloat16 autocast over float32" in line
     assert "mallowspo cache-ref recipe=quickstart" in line
