@@ -15,6 +15,7 @@ class Precision(StrEnum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+    auto = "auto"
 
 
 class Truncation(StrEnum):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -31,6 +32,7 @@ from omegaconf.errors import (
 
 from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.objectives.base import Objective, objective_name, registered
+from mallowspo_cli.recipe.choices import Precision
 from mallowspo_cli.recipe.find import (
     GROUPS,
     find_recipe,
@@ -91,7 +93,20 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
         base = _compose(path, groups, f"{path.name}: ")
         _check_known_keys(base, parsed)
         config = _compose(path, overrides)
+    if OmegaConf.select(config, "train.precision") is Precision.auto:
+        config.train.precision = native_precision()
     return LoadedRecipe(_to_recipe(config), path, overrides, _plain(config))
+
+
+def native_precision() -> Precision:
+    """bf16 where this machine's first device computes in it, else fp32."""
+    if torch.cuda.is_available():
+        return Precision.bf16 if torch.cuda.is_bf16_supported() else Precision.fp32
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        flags = set()
+    return Precision.bf16 if flags & {"avx512_bf16", "amx_bf16", "bf16"} else Precision.fp32
 
 
 def load_base(overrides: list[str]) -> LoadedRecipe:

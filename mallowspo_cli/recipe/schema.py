@@ -251,7 +251,9 @@ class TrainConfig:
     global_batch_size: int = 64
     """Pairs of one optimizer step, over all processes."""
     precision: Precision = Precision.bf16
-    """Compute type; master weights and statistics stay float32."""
+    """Compute type; master weights and statistics stay float32. auto: bf16 where this machine
+    computes in it, else fp32 (a CPU without it is many times slower in bf16); a run's recipe.yaml
+    says which it was."""
     pack_tokens: int = 4096
     """Tokens a forward and backward pass may hold, padding included. Memory only: losses agree."""
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none

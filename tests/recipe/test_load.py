@@ -166,6 +166,36 @@ def test_overrides_reach_the_dataclasses_with_their_types() -> None:
     assert recipe.dispersion.scale == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "cuda", "expected"),
+    [
+        ("fpu avx2 avx512f", None, "fp32"),
+        ("fpu avx2 avx512_bf16", None, "bf16"),
+        ("fpu amx_bf16", None, "bf16"),
+        ("fpu", True, "bf16"),
+        ("fpu avx512_bf16", False, "fp32"),
+    ],
+)
+def test_auto_precision_is_what_the_machine_computes_in_and_is_written_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, cuda: bool | None, expected: str
+) -> None:
+    honest = Path.read_text
+
+    def read(path: Path, *args: object, **options: object) -> str:
+        return (
+            f"flags : {flags}" if str(path) == "/proc/cpuinfo" else honest(path, *args, **options)
+        )
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda is not None)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: bool(cuda))
+    loaded = load_recipe("quickstart", ["train.precision=auto"])
+    assert loaded.recipe.train.precision.value == expected
+    assert yaml.safe_load(loaded.to_yaml())["train"]["precision"] == expected
+    (tmp_path / "again.yaml").write_text(loaded.to_yaml())
+    assert load_recipe(str(tmp_path / "again.yaml")).recipe.train.precision.value == expected
+
+
 def test_no_omegaconf_object_is_left_in_the_tree() -> None:
     loaded = load_recipe("quickstart", ["objective=mallows_phi", "model.lora.rank=4"])
     for value in leaves(loaded.recipe):
@@ -302,7 +332,7 @@ def test_a_wrong_type_names_key_value_and_the_type(override: str, expected: str)
 @pytest.mark.parametrize(
     ("override", "choices"),
     [
-        ("train.precision=fp16", "fp32, bf16; nearest: bf16"),
+        ("train.precision=fp16", "fp32, bf16, auto; nearest: bf16"),
         ("dispersion.mode=off", "estimated, constant, shuffled"),
         ("objective.link=x", "exact, smooth"),
     ],
@@ -418,7 +448,7 @@ def test_what_cannot_be_resolved_is_one_line(override: str, part: str) -> None:
         (GOOD + "train:\n  epoks: 1\n", "Did you mean train.epochs?"),
         (GOOD + "objective:\n  betta: 1\n", "not a key of DPO (it has: beta, "),
         (GOOD + "train:\n  epochs: two\n", "train.epochs=two has the wrong type"),
-        (GOOD + "train:\n  precision: fp16\n", "(choices: fp32, bf16; nearest: bf16)"),
+        (GOOD + "train:\n  precision: fp16\n", "(choices: fp32, bf16, auto; nearest: bf16)"),
         (GOOD + "train:\n  epochs: 0\n", "train.epochs=0 is out of range"),
         (GOOD + "train:\n", "train=None has the wrong type"),
         (GOOD + "train: [1]\n", "TrainConfig"),
