@@ -50,6 +50,30 @@ def train(words: Sequence[str], resume: bool, dry_run: bool) -> None:
     _verb("train").run(name, overrides, resume=resume, dry_run=dry_run)
 
 
+@cli.command()
+@WORDS
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
+def plan(words: Sequence[str], as_json: bool) -> None:
+    """Predict memory, FLOPs and time of a recipe on given hardware, and propose its memory knobs.
+
+    \b
+    Example:
+      mallowspo plan recipe=quickstart
+      mallowspo plan recipe=quickstart model=llama3_8b_instruct hardware=8xh100
+
+    Packs the recipe's pairs as training would. Weights are not loaded (a model that is not in the
+    cache is fetched with them, for its configuration and tokenizer). Nothing is measured, but for a
+    CPU's rate.
+
+    \b
+    hardware=NAME   h100, h200, a100, l40s, rtx4090 or cpu; 8xh100, 2x8xh100 (default: this machine)
+    flops=N         FLOP/s that a device reaches, in the place of an assumed or measured rate
+    KEY=VALUE       any recipe key
+    """
+    name, overrides = split_recipe(words, "plan")
+    _verb("plan").run(name, overrides, as_json=as_json)
+
+
 @cli.command("cache-ref")
 @WORDS
 def cache_ref(words: Sequence[str]) -> None:

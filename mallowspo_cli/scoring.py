@@ -1,11 +1,15 @@
 """One forward pass over a pack of pairs, for the reference pass, evaluation and training alike."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from mallowspo_cli.models.attention import scoring
+from mallowspo_cli.models.flops import ForwardFlops
 from mallowspo_cli.models.head import install_head
 from mallowspo_cli.objectives.base import PairEntropies, PairScores
-from mallowspo_cli.packing.layout import PairBatch
+from mallowspo_cli.packing.layout import Layout, PairBatch
 
 
 class PairScorer(nn.Module):
@@ -18,6 +22,7 @@ class PairScorer(nn.Module):
         super().__init__()
         self.model = model
         install_head(self.causal_model)
+        self.flops = ForwardFlops.of(self.causal_model)
 
     @property
     def causal_model(self) -> nn.Module:
@@ -26,9 +31,14 @@ class PairScorer(nn.Module):
         return base() if base is not None else self.model
 
     @property
-    def config(self):
+    def config(self) -> Any:
         """The language model's own configuration."""
         return self.causal_model.config
+
+    @property
+    def layout(self) -> Layout:
+        """How packs for this model lie."""
+        return Layout.of(self.config._attn_implementation)
 
     @property
     def vocab_size(self) -> int:
@@ -40,10 +50,7 @@ class PairScorer(nn.Module):
     ) -> PairScores | tuple[PairScores, PairEntropies]:
         """Summed log-probs and token counts of B pairs; with `entropy`, entropies beside them."""
         causal = self.causal_model
-        backbone = causal.base_model
-        hidden = backbone(  # type: ignore[operator]
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-        ).last_hidden_state
+        hidden = self._hidden_states(causal.base_model, batch)  # type: ignore[arg-type]
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.source_index)
         head = causal.get_output_embeddings()  # type: ignore[operator]
         tokens = head(rows, batch.target_ids, entropy=entropy)
@@ -57,6 +64,20 @@ class PairScorer(nn.Module):
         sums = _sum(tokens.entropies, batch.response_index, responses)
         first = tokens.entropies[counts.cumsum(0) - counts]
         return scores, PairEntropies(*_split(sums), *_split(first))
+
+    def _hidden_states(self, backbone: nn.Module, batch: PairBatch) -> Tensor:
+        """Last hidden states, in the shape of the pack's tokens."""
+        if batch.segments is None:
+            return backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        if self.layout is not Layout.shared:
+            raise ValueError("a pack of shared prompts for a model that cannot share them")
+        with scoring():
+            return backbone(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                segments=batch.segments,
+                use_cache=False,
+            ).last_hidden_state
 
 
 def _sum(values: Tensor, index: Tensor, size: int) -> Tensor:

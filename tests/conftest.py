@@ -14,6 +14,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports triton, where that is installed.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True, deadline=None)

@@ -17,7 +17,7 @@ from mallowspo_cli.errors import ModelError
 from mallowspo_cli.models import head as head_module
 from mallowspo_cli.models.load import add_lora, load_model
 from mallowspo_cli.objectives.base import PairEntropies, PairScores
-from mallowspo_cli.packing.layout import collate
+from mallowspo_cli.packing.layout import Layout, collate
 from mallowspo_cli.recipe.schema import DatasetConfig, LoraConfig
 from mallowspo_cli.scoring import PairScorer
 from tests.conftest import pair_rows
@@ -131,7 +131,7 @@ def test_what_pads_is_never_seen(scorer: PairScorer, pairs: list[TokenizedPair])
     found = []
     with torch.no_grad():
         for pad_id in (0, 258, 100):
-            scores, entropies = scorer(collate(pairs, pad_id), entropy=True)
+            scores, entropies = scorer(collate(pairs, Layout.padded, pad_id), entropy=True)
             found.append(fields_of(scores) + fields_of(entropies))
     assert_same(found[1], found[0])
     assert_same(found[2], found[0])
@@ -146,7 +146,7 @@ def test_scores_do_not_depend_on_the_heads_chunks(
 ) -> None:
     with torch.no_grad():
         expected = scorer(collate(pairs), entropy=True)
-        monkeypatch.setattr(head_module, "CHUNK_ROWS", chunk_rows)
+        monkeypatch.setattr(head_module, "CHUNK_BYTES", {"cpu": chunk_rows * 262 * 8})
         found = scorer(collate(pairs), entropy=True)
     for part in (0, 1):
         assert_same(fields_of(found[part]), fields_of(expected[part]))
@@ -163,7 +163,7 @@ def contrast(scores: PairScores) -> Tensor:
 def test_gradients_of_all_parameters_are_those_of_one_pair_at_a_time(
     checkpointing: bool, model: nn.Module, pairs: list[TokenizedPair], monkeypatch
 ) -> None:
-    monkeypatch.setattr(head_module, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", {"cpu": 7 * 262 * 8})
     plain, packed = copy.deepcopy(model), copy.deepcopy(model).train()
     if checkpointing:
         packed.activation_checkpointing_enable()
@@ -172,10 +172,9 @@ def test_gradients_of_all_parameters_are_those_of_one_pair_at_a_time(
     expected = dict(plain.named_parameters())
     assert all(parameter.grad is not None for parameter in expected.values())
     for name, parameter in packed.named_parameters():
-        scale = expected[name].grad.abs().max().item()
-        torch.testing.assert_close(
-            parameter.grad, expected[name].grad, rtol=1e-9, atol=1e-11 * scale, msg=name
-        )
+        # transformers' RMSNorm computes in float32, whose rounding is what is left.
+        difference = (parameter.grad - expected[name].grad).norm() / expected[name].grad.norm()
+        assert difference < 1e-6, name
 
 
 def test_scores_carry_gradients_and_entropies_none(
@@ -222,7 +221,7 @@ def test_adapters_that_are_fresh_change_no_score_and_take_all_gradients(
 def test_a_model_that_cannot_be_scored_is_refused_when_the_scorer_is_made(
     model: nn.Module,
 ) -> None:
-    capped = copy.deepcopy(model)
-    capped.config.final_logit_softcapping = 30.0
-    with pytest.raises(ModelError, match="final_logit_softcapping"):
-        PairScorer(capped)
+    scaled = copy.deepcopy(model)
+    scaled.config.logits_scaling = 4.0
+    with pytest.raises(ModelError, match=r"type llama change their logits by logits_scaling=4\.0"):
+        PairScorer(scaled)

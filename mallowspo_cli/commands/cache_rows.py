@@ -149,7 +149,7 @@ def _scored_again(opened: Opened, pairs: Sequence[TokenizedPair]) -> ReferenceRo
     found = []
     with progress("verifying", len(pairs), "pairs") as advance:
         for pair in pairs:
-            found.append(score_rows(scorer, collate([pair]).to(device), autocast))
+            found.append(score_rows(scorer, collate([pair], scorer.layout).to(device), autocast))
             advance(1)
     return ReferenceRows(**{c: torch.cat([getattr(rows, c) for rows in found]) for c in COLUMNS})
 

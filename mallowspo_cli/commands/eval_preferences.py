@@ -87,7 +87,13 @@ def evaluate(subject: Subject, prepared: Prepared, limit: int | None) -> dict[st
     policy = PairScorer(model)
     score = _in_precision(policy.to(device).eval(), recipe.train.precision, device)
     report = evaluate_preferences(
-        score, pairs, recipe.objective, reference, recipe.train.pack_tokens, device
+        score,
+        pairs,
+        recipe.objective,
+        reference,
+        recipe.reference.pack_tokens,
+        device,
+        policy.layout,
     )
     return {
         "model": str(subject.run or subject.policy.source),

@@ -74,9 +74,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     known = known_pairs(recipe, prepared)
     pairs = known.train_pairs
     steps = total_steps(recipe, len(pairs))
-    policy = load_policy(
-        recipe.model, prepared.directory, recipe.train.activation_checkpointing, recipe.seed
-    )
+    policy = load_policy(recipe.model, prepared.directory, recipe.train, recipe.seed)
     reference = known.reference
     about = {"reference_pass": counted(directory, known.counts)}
     claim(directory, loaded, data_file(recipe, prepared, known), about)
@@ -169,7 +167,7 @@ def _kl(run: Run, prepared: Prepared) -> SequenceKL | None:
     frozen = load_model(prepared.directory, torch.float32, run.recipe.model.attention)
     device = run.accelerator.device
     reference = PairScorer(frozen).to(device).eval()
-    return sequence_kl(policy.eval(), reference, samples, device, config.kl_tokens)
+    return sequence_kl(policy.eval(), reference, samples, device, config.kl_tokens, policy.layout)
 
 
 def _finish(run: Run, loaded: LoadedRecipe, prepared: Prepared, kl: SequenceKL | None) -> None:

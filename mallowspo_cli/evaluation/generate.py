@@ -15,7 +15,7 @@ from mallowspo_cli.distributed import progress
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.evaluation.statistics import bootstrap_interval
 from mallowspo_cli.objectives.base import PairScores
-from mallowspo_cli.packing.layout import PairBatch, collate
+from mallowspo_cli.packing.layout import Layout, PairBatch, collate
 
 BATCH_PROMPTS = 8
 
@@ -91,11 +91,12 @@ def sequence_kl(
     samples: Sequence[TokenizedPair],
     device: torch.device,
     max_tokens: int,
+    layout: Layout = Layout.shared,
 ) -> SequenceKL:
     """Mean of log pi(y|x) - log pi_ref(y|x) over sampled responses."""
     gaps: list[float] = []
     for start in range(0, len(samples), BATCH_PROMPTS):
-        batch = collate(samples[start : start + BATCH_PROMPTS]).to(device)
+        batch = collate(samples[start : start + BATCH_PROMPTS], layout).to(device)
         ours, theirs = policy(batch), reference(batch)
         gap = torch.stack(
             [ours.chosen_logps - theirs.chosen_logps, ours.rejected_logps - theirs.rejected_logps]

@@ -13,8 +13,8 @@ from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.distributed import progress
 from mallowspo_cli.evaluation.statistics import bootstrap_interval
 from mallowspo_cli.objectives.base import Objective, PairScores
-from mallowspo_cli.packing.layout import PairBatch, collate
-from mallowspo_cli.packing.packer import pack, padded_length
+from mallowspo_cli.packing.layout import Layout, PairBatch, collate
+from mallowspo_cli.packing.packer import lengths_of, pack
 from mallowspo_cli.reference.terms import Reference
 
 TERCILES = ("low_dispersion", "middle_dispersion", "high_dispersion")
@@ -72,6 +72,7 @@ def evaluate_preferences(
     reference: Reference | None,
     pack_tokens: int,
     device: torch.device,
+    layout: Layout = Layout.shared,
 ) -> PreferenceReport:
     """Score held-out pairs and sum them up.
 
@@ -79,12 +80,12 @@ def evaluate_preferences(
         score: a forward pass of the policy over one pack.
         pairs: N pairs, all shown to `reference` before.
     """
-    (packs,) = pack([padded_length(p) for p in pairs], pack_tokens)
+    (packs,) = pack(lengths_of(pairs), pack_tokens, layout=layout)
     rows: list[dict[str, Tensor]] = []
     order: list[int] = []
     with torch.no_grad(), progress("evaluation", len(pairs), "pairs") as advance:
         for members in packs:
-            batch = collate([pairs[i] for i in members]).to(device)
+            batch = collate([pairs[i] for i in members], layout).to(device)
             scores = score(batch)
             terms = reference(batch.pair_ids, device) if reference is not None else None
             output = objective(scores, terms)

@@ -1,4 +1,4 @@
-"""Log-probs of chosen tokens, and entropies, without ever holding all logits.
+"""Log-probs of response tokens, and entropies, without ever holding all logits.
 
 `LogprobHead` stands in the place of a model's output layer. With targets it returns, for N hidden
 states, log p(target) and the entropy of the whole next-token distribution, a chunk of rows at a
@@ -13,18 +13,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mallowspo_cli.errors import ModelError
+from mallowspo_cli.models.logits import LogitTransform, logit_gradients, row_statistics
 
-CHUNK_ROWS = 512
-"""Rows of logits that exist at a time."""
-
-LOGIT_CHANGES = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
-"""Keys of transformers' configurations under which a model changes its logits behind the layer."""
+CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}
+"""Float32 logits that exist at a time, by type of device. On a CPU they stay near its cache; on a
+GPU matrix products want many rows."""
+KEPT_BYTES = {"cpu": 2**26, "cuda": 2**30}
+"""Logits of a pack that are kept for the backward pass, which computes those of the other rows
+again."""
 
 
 class TokenStatistics(NamedTuple):
@@ -39,18 +35,22 @@ class TokenStatistics(NamedTuple):
 class LogprobHead(nn.Linear):
     """A linear output layer that can also score targets."""
 
+    transform = LogitTransform()
+    """What the model does to this layer's result."""
+
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> "LogprobHead":
+    def from_linear(cls, linear: nn.Linear, transform: LogitTransform = transform) -> "LogprobHead":
         """A head that shares the parameters of `linear`."""
         with torch.device("meta"):
             head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
         head.weight, head.bias = linear.weight, linear.bias
+        head.transform = transform
         return head.train(linear.training)
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, targets: Tensor | None = None, entropy: bool = False
     ) -> Tensor | TokenStatistics:
-        """Logits without targets; with targets their statistics.
+        """The linear layer without targets; with targets the statistics of the model's logits.
 
         Args:
             hidden: (N, d) last hidden states; any leading shape without targets.
@@ -64,91 +64,131 @@ class LogprobHead(nn.Linear):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = bias.to(dtype) if bias is not None else None
-        logps, entropies = _ChunkedLogprobs.apply(hidden, weight, bias, targets, entropy)
+        logps, entropies = _ChunkedLogprobs.apply(
+            *(hidden, weight, bias, targets, entropy, self.transform, torch.is_grad_enabled())
+        )
         return TokenStatistics(logps, entropies if entropy else None)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """log-softmax and gather over chunks of rows; the backward pass recomputes the logits.
+    """log-softmax and gather over chunks of rows.
 
-    The row maximum m and the sum s of exp(z - m) are saved apart: exp(z - m) / s is more exact
-    than exp(z - lse) with a rounded lse.
+    The backward pass takes kept logits, or computes them again. With a frozen layer it needs
+    neither: the gradient of each log-prob with respect to its hidden state is formed in the forward
+    pass.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, entropy):
-        statistic = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    def forward(ctx, hidden, weight, bias, targets, entropy, transform, backward):
+        # Which are true also where no backward pass will come.
+        need_hidden, need_weight, need_bias = (backward and n for n in ctx.needs_input_grad[:3])
+        trained = need_weight or need_bias
+        frozen = need_hidden and not trained
+        statistic = torch.promote_types(hidden.dtype, torch.float32)
         logps = hidden.new_empty(len(hidden), dtype=statistic)
         entropies = torch.empty_like(logps) if entropy else logps.new_empty(0)
         maxima, sums = torch.empty_like(logps), torch.empty_like(logps)
-        for rows in _chunks(len(hidden)):
-            logits = _logits(hidden[rows], weight, bias, statistic)
-            maximum = logits.amax(dim=1)
-            target_logits = logits.gather(1, targets[rows, None]).squeeze(1)
-            shifted = logits.sub_(maximum[:, None])
-            exponentials = shifted.exp()
-            total = exponentials.sum(dim=1)
-            logps[rows] = target_logits - maximum - total.log()
+        directions = torch.empty_like(hidden) if frozen else hidden.new_empty(0)
+        chunks, kept = _chunks(hidden, weight, statistic), []
+        for rows, keep in zip(chunks, _which_kept(chunks, weight, trained), strict=True):
+            logits = _logits(hidden[rows], weight, bias)
+            found = row_statistics(
+                logits, targets[rows], transform, entropy, overwrite=not (keep or frozen)
+            )
+            logps[rows], maxima[rows], sums[rows] = found.logps, found.maxima, found.sums
             if entropy:
-                # H = log s - sum_v p_v (z_v - m)
-                entropies[rows] = total.log() - (exponentials.mul_(shifted)).sum(dim=1) / total
-            maxima[rows], sums[rows] = maximum, total
-        ctx.save_for_backward(hidden, weight, bias, targets, maxima, sums)
+                entropies[rows] = found.entropies
+            if keep:
+                kept.append(logits)
+            if frozen:
+                ones = torch.ones_like(found.sums)
+                options = (targets[rows], found.maxima, found.sums, ones, transform)
+                directions[rows] = logit_gradients(logits, *options, overwrite=True) @ weight
+        ctx.save_for_backward(hidden, weight, bias, targets, maxima, sums, directions, *kept)
+        ctx.frozen, ctx.transform = frozen, transform
         ctx.mark_non_differentiable(entropies)
         return logps, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logps, _grad_entropies):
-        hidden, weight, bias, targets, maxima, sums = ctx.saved_tensors
+        hidden, weight, bias, targets, maxima, sums, directions, *kept = ctx.saved_tensors
+        if ctx.frozen:
+            return (directions * grad_logps[:, None]).to(hidden.dtype), *[None] * 6
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=maxima.dtype) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=maxima.dtype) if need_bias else None
-        for rows in _chunks(len(hidden)):
-            logits = _logits(hidden[rows], weight, bias, maxima.dtype)
-            # d log p(y) / d z_v = 1[v = y] - p_v
-            grad = logits.sub_(maxima[rows, None]).exp_().div_(sums[rows, None]).neg_()
-            grad.scatter_add_(1, targets[rows, None], torch.ones_like(sums[rows, None]))
-            grad.mul_(grad_logps[rows, None])
+        for index, rows in enumerate(_chunks(hidden, weight, maxima.dtype)):
+            again = index >= len(kept)
+            logits = _logits(hidden[rows], weight, bias) if again else kept[index]
+            grad = logit_gradients(
+                logits,
+                *(targets[rows], maxima[rows], sums[rows], grad_logps[rows], ctx.transform),
+                overwrite=again,
+            )
             if grad_bias is not None:
-                grad_bias += grad.sum(dim=0)
-            grad = grad.to(hidden.dtype)
+                grad_bias += grad.sum(dim=0, dtype=maxima.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ weight
             if grad_weight is not None:
-                grad_weight += grad.T @ hidden[rows]
+                _add_product_(grad_weight, grad.T, hidden[rows])
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         if grad_bias is not None:
             grad_bias = grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def install_head(model: nn.Module) -> None:
     """Put a `LogprobHead` in the place of the model's output layer.
 
     Raises:
-        ModelError: the output is not one linear layer whose result is the logits as they are.
+        ModelError: the output is no linear layer.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    name = type(model).__name__
     # A subclass may do more to its input than the layer that would stand in its place.
     if type(head) not in (nn.Linear, LogprobHead):
+        name = type(model).__name__
         raise ModelError(f"{name} has no linear output layer, so its log-probs cannot be computed.")
+    others = [
+        path
+        for path, child in model.named_children()
+        if child not in (head, model.base_model) and any(True for _ in child.parameters())
+    ]
+    if others:
+        raise ModelError(
+            f"{type(model).__name__} has layers of its own beside its blocks and its output layer "
+            f"({', '.join(others)}), which is not supported."
+        )
     config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
-    for key in LOGIT_CHANGES:
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            raise ModelError(f"{name} changes its logits ({key}), which is not supported yet.")
-    model.set_output_embeddings(LogprobHead.from_linear(head))  # type: ignore[operator]
+    transform = LogitTransform.of(config)
+    model.set_output_embeddings(LogprobHead.from_linear(head, transform))  # type: ignore[operator]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, statistic: torch.dtype) -> Tensor:
-    logits = hidden @ weight.T
-    if bias is not None:
-        logits = logits + bias
-    return logits.to(statistic)
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
 
 
-def _chunks(rows: int) -> list[slice]:
-    return [slice(start, start + CHUNK_ROWS) for start in range(0, rows, CHUNK_ROWS)]
+def _chunks(hidden: Tensor, weight: Tensor, statistic: torch.dtype) -> list[slice]:
+    """Even pieces of the rows, whose logits take about CHUNK_BYTES each."""
+    limit = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
+    most = max(1, limit // (len(weight) * statistic.itemsize))
+    pieces = -(-len(hidden) // most)
+    size = -(-len(hidden) // pieces) if pieces else 1
+    return [slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size)]
+
+
+def _which_kept(chunks: list[slice], weight: Tensor, trained: bool) -> list[bool]:
+    """The first chunks, as many as may be kept."""
+    limit = KEPT_BYTES.get(weight.device.type, KEPT_BYTES["cpu"]) if trained else 0
+    each = len(weight) * weight.element_size()
+    return [rows.stop * each <= limit for rows in chunks]
+
+
+def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right; the sum over chunks is not rounded to a smaller type."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

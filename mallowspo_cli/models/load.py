@@ -8,9 +8,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mallowspo_cli.errors import ModelError, first_line
+from mallowspo_cli.models.attention import AUTO, resolve_attention
+from mallowspo_cli.models.checkpointing import checkpoint_blocks
+from mallowspo_cli.models.fusion import compile_blocks, use_liger
 from mallowspo_cli.models.sources import resolve_model
-from mallowspo_cli.recipe.choices import ActivationCheckpointing, Dtype
-from mallowspo_cli.recipe.schema import LoraConfig, ModelConfig
+from mallowspo_cli.recipe.choices import Dtype
+from mallowspo_cli.recipe.schema import LoraConfig, ModelConfig, TrainConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Chat templates for models that have none."""
@@ -58,7 +61,7 @@ def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def load_model(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
+def load_model(directory: Path, dtype: torch.dtype, attention: str = AUTO) -> nn.Module:
     """A causal language model with dropout off, from safetensors only.
 
     Raises:
@@ -74,7 +77,7 @@ def load_model(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> 
             directory,
             config=config,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=resolve_attention(directory, attention),
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -91,15 +94,16 @@ def load_model(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> 
     return model
 
 
-def load_policy(
-    config: ModelConfig, directory: Path, checkpointing: ActivationCheckpointing, seed: int
-) -> nn.Module:
+def load_policy(config: ModelConfig, directory: Path, train: TrainConfig, seed: int) -> nn.Module:
     """The model to train: float32 master weights, adapters where the recipe asks for them."""
     model = load_model(directory, torch.float32, config.attention)
     if config.lora.rank:
         model = add_lora(model, config.lora, seed)
-    if checkpointing is ActivationCheckpointing.full:
-        model.activation_checkpointing_enable()  # type: ignore[operator]
+    if train.liger:
+        use_liger(model)
+    checkpoint_blocks(model, train.activation_checkpointing)
+    if train.compile:
+        compile_blocks(model)
     return model.train()
 
 

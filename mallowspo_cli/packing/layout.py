@@ -1,34 +1,51 @@
 """How the tokens of several pairs lie in one forward pass.
 
-Two rows a pair, padded on the right to the longest row of the pack. Attention is causal, so no
-token sees the padding behind it and no mask is needed. Only this package and `scoring.py` know the
+Shared: one row, each prompt once, its two responses branching off it; attention goes by segments.
+Padded: two rows a pair, filled up on the right, for models whose attention cannot be told of
+segments. Attention is causal there, so no token sees the padding behind it and no mask is needed.
+Only this package, `models/segments.py`, `models/attention.py`, the head and `scoring.py` know the
 layout.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from enum import Enum
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mallowspo_cli.data.tokenize import TokenizedPair
+from mallowspo_cli.data.table import TokenizedPair
+from mallowspo_cli.models.attention import NAME
+from mallowspo_cli.models.segments import Segments
 
 
-@dataclass(frozen=True, slots=True)
+class Layout(Enum):
+    """How pairs lie."""
+
+    shared = "shared"
+    padded = "padded"
+
+    @classmethod
+    def of(cls, attention: str) -> "Layout":
+        """The layout that an attention implementation takes."""
+        return cls.shared if attention == NAME else cls.padded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PairBatch:
-    """B pairs of N response tokens in R = 2 B rows of T tokens.
-
-    Row 2 i is the chosen response of pair i, row 2 i + 1 the rejected one.
-    """
+    """B pairs of N response tokens, in a row of T tokens, or in R = 2 B padded rows of T."""
 
     pair_ids: list[str]
     input_ids: Tensor
-    """(R, T) int64, padded on the right."""
+    """(1, T) int64; padded: (R, T), row 2 i the chosen response of pair i, 2 i + 1 the rejected."""
     position_ids: Tensor
-    """(R, T) int64."""
+    """The shape of `input_ids`, int64: where each token would be if its response were alone."""
+    segments: Segments | None
+    """What each token sees; None in the padded layout."""
     source_index: Tensor
-    """(N,) flat position (row * T + column) at which each response token is predicted."""
+    """(N,) flat place in `input_ids` at which each response token is predicted."""
     target_ids: Tensor
     """(N,) the response tokens."""
     response_index: Tensor
@@ -41,27 +58,66 @@ class PairBatch:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return PairBatch(pair_ids=self.pair_ids, **moved)
+        segments = None if self.segments is None else self.segments.to(device)
+        return PairBatch(pair_ids=self.pair_ids, segments=segments, **moved)
 
 
-def collate(pairs: Sequence[TokenizedPair], pad_id: int = 0) -> PairBatch:
+def collate(
+    pairs: Sequence[TokenizedPair], layout: Layout = Layout.shared, pad_id: int = 0
+) -> PairBatch:
     """Lay pairs out as a pack. Which token pads does not matter: nothing sees it."""
-    rows = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
-    width = max(len(prompt) + len(response) for prompt, response in rows)
-    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    sources: list[np.ndarray] = []
-    for index, (prompt, response) in enumerate(rows):
-        end = len(prompt) + len(response)
-        input_ids[index, : len(prompt)] = prompt
-        input_ids[index, len(prompt) : end] = response
-        # The first response token is predicted from the last prompt token.
-        sources.append(index * width + np.arange(len(prompt) - 1, end - 1))
-    counts = torch.tensor([len(response) for _, response in rows])
+    if not pairs:
+        raise ValueError("a pack of no pairs")
+    responses = [response for pair in pairs for response in (pair.chosen, pair.rejected)]
+    counts = torch.tensor([len(response) for response in responses])
+    rows, positions, sources = (
+        _in_a_row(pairs) if layout is Layout.shared else _in_rows(pairs, pad_id)
+    )
+    lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
     return PairBatch(
         pair_ids=[pair.pair_id for pair in pairs],
-        input_ids=torch.as_tensor(input_ids),
-        position_ids=torch.arange(width).expand(len(rows), width),
+        input_ids=torch.as_tensor(rows),
+        position_ids=torch.as_tensor(positions),
+        segments=Segments.of(lengths) if layout is Layout.shared else None,
         source_index=torch.as_tensor(np.concatenate(sources)),
-        target_ids=torch.as_tensor(np.concatenate([r for _, r in rows]).astype(np.int64)),
-        response_index=torch.repeat_interleave(torch.arange(len(rows)), counts),
+        target_ids=torch.as_tensor(np.concatenate(responses).astype(np.int64)),
+        response_index=torch.repeat_interleave(torch.arange(len(responses)), counts),
     )
+
+
+Laid = tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[np.int64]]]
+"""Tokens, positions, and for each response the flat places that predict it."""
+
+
+def _in_a_row(pairs: Sequence[TokenizedPair]) -> Laid:
+    tokens: list[NDArray[np.int32]] = []
+    positions: list[NDArray[np.int64]] = []
+    sources: list[NDArray[np.int64]] = []
+    start = 0
+    for pair in pairs:
+        prompt, chosen, rejected = len(pair.prompt), len(pair.chosen), len(pair.rejected)
+        tokens += [pair.prompt, pair.chosen, pair.rejected]
+        positions += [np.arange(prompt + chosen), np.arange(prompt, prompt + rejected)]
+        # The last prompt token predicts the first token of both responses.
+        last, branch = start + prompt - 1, start + prompt + chosen
+        sources.append(np.arange(last, last + chosen))
+        sources.append(np.concatenate([[last], np.arange(branch, branch + rejected - 1)]))
+        start = branch + rejected
+    return (
+        np.concatenate(tokens).astype(np.int64)[None],
+        np.concatenate(positions)[None],
+        sources,
+    )
+
+
+def _in_rows(pairs: Sequence[TokenizedPair], pad_id: int) -> Laid:
+    rows = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
+    width = max(len(prompt) + len(response) for prompt, response in rows)
+    tokens = np.full((len(rows), width), pad_id, dtype=np.int64)
+    sources: list[NDArray[np.int64]] = []
+    for index, (prompt, response) in enumerate(rows):
+        end = len(prompt) + len(response)
+        tokens[index, : len(prompt)] = prompt
+        tokens[index, len(prompt) : end] = response
+        sources.append(index * width + np.arange(len(prompt) - 1, end - 1))
+    return tokens, np.tile(np.arange(width), (len(rows), 1)), sources

@@ -81,6 +81,7 @@ class ActivationCheckpointing(StrEnum):
     """Which activations are recomputed in the backward pass."""
 
     none = "none"
+    selective = "selective"
     full = "full"
 
 

@@ -85,8 +85,10 @@ class ModelConfig:
     """Expected digest of a `pypi:` wheel, checked before anything in it is read."""
     dtype: Dtype = Dtype.float32
     """Storage type of the frozen reference. bfloat16 halves its memory on a large model."""
-    attention: str = "sdpa"
-    """Attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`)."""
+    attention: str = "auto"
+    """auto: prompts are shared between a pair's responses where the model's architecture allows it,
+    padded batches elsewhere. An implementation of transformers by name (`sdpa`, `eager`,
+    `flash_attention_2`): padded batches with it."""
     chat_template: str | None = None
     """null: the tokenizer's own. `plain` (texts one after another) and `dialogue` (Human and
     Assistant turns) are for models that have none; or the path of a .jinja file."""
@@ -234,7 +236,7 @@ class ReferenceConfig:
     store: str | None = None
     """Directory of the reference store; null: named by its fingerprint in the user's cache."""
     pack_tokens: int = 4096
-    """Tokens a forward pass may hold, padding included; halved where memory runs out."""
+    """Tokens a forward pass may hold; halved where memory runs out."""
     startup_check: int = 4
     """Training pairs that the policy scores before the first step, to compare with the store; 0
     turns the check off."""
@@ -255,9 +257,15 @@ class TrainConfig:
     computes in it, else fp32 (a CPU without it is many times slower in bf16); a run's recipe.yaml
     says which it was."""
     pack_tokens: int = 4096
-    """Tokens a forward and backward pass may hold, padding included. Memory only: losses agree."""
+    """Tokens a forward and backward pass may hold. Memory only: losses agree."""
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
-    """full recomputes every block in the backward pass: less memory, about a third more time."""
+    """selective recomputes what lies between matrix products in the backward pass: about a third
+    less memory for a few per cent more time. full recomputes every block: the least memory, about a
+    third more time."""
+    compile: bool = False
+    """Compile the blocks with torch.compile at their first use, which takes a minute or more."""
+    liger: bool = False
+    """Liger's Triton kernels for norms, rotations and activations: needs a GPU and liger-kernel."""
     epochs: int = 1
     """Passes over the training pairs."""
     max_steps: int | None = None

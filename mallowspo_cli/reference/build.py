@@ -19,10 +19,11 @@ from mallowspo_cli.data.table import TokenizedPair, TokenizedPairs
 from mallowspo_cli.distributed import log, progress
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import cache_directory
+from mallowspo_cli.models.attention import resolve_attention
 from mallowspo_cli.models.load import TORCH_DTYPES, load_model
 from mallowspo_cli.objectives.base import PairEntropies, PairScores
-from mallowspo_cli.packing.layout import PairBatch, collate
-from mallowspo_cli.packing.packer import pack, padded_length
+from mallowspo_cli.packing.layout import Layout, PairBatch, collate
+from mallowspo_cli.packing.packer import lengths_of, pack, size_of
 from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.schema import ModelConfig, ReferenceConfig
 from mallowspo_cli.reference.claims import Claims
@@ -99,7 +100,7 @@ def complete_store(
     log.info("reference pass: %d of %d pairs are new", new, len(by_id))
     work = _Pass(store, directory, model, precision, pack_tokens, device)
     claims = Claims(store.path / "claims")
-    blocks = list(_blocks(list(by_id.values()), pack_tokens))
+    blocks = list(_blocks(list(by_id.values()), pack_tokens, work.layout))
     with progress("reference pass", new, "pairs", "tokens") as advance:
         while True:
             done = new - len(store.missing(list(by_id)))
@@ -137,13 +138,13 @@ class Block:
         return [pair.pair_id for members in self.packs for pair in members]
 
 
-def _blocks(pairs: Sequence[TokenizedPair], pack_tokens: int) -> Iterator[Block]:
-    """Longest pairs first: what is too large for the memory shows at once.
+def _blocks(pairs: Sequence[TokenizedPair], pack_tokens: int, layout: Layout) -> Iterator[Block]:
+    """Largest packs first: what is too large for the memory shows at once.
 
     Which pairs share a pack depends on the data alone and not on what is there already, so a pass
     that goes on where another stopped gives the same numbers, also in bfloat16.
     """
-    (packs,) = pack([padded_length(pair) for pair in pairs], pack_tokens)
+    (packs,) = pack(lengths_of(pairs), pack_tokens, layout=layout)
     size = min(max(len(packs) // BLOCKS, PACKS_PER_BLOCK[0]), PACKS_PER_BLOCK[1])
     for start in range(0, len(packs), size):
         members = [[pairs[i] for i in chosen] for chosen in packs[start : start + size]]
@@ -165,6 +166,7 @@ class _Pass:
     ):
         self.store, self.directory, self.device = store, directory, device
         self.model, self.precision = model, precision
+        self.layout = Layout.of(resolve_attention(directory, model.attention))
         self.budget = pack_tokens
         self.scored = 0
         self._scorer: PairScorer | None = None
@@ -194,14 +196,14 @@ class _Pass:
                 rest += left
         if not rest:
             return whole
-        (packs,) = pack([padded_length(pair) for pair in rest], self.budget)
+        (packs,) = pack(lengths_of(rest), self.budget, layout=self.layout)
         return [*whole, *([rest[i] for i in chosen] for chosen in packs)]
 
     def _score(self, members: list[TokenizedPair]) -> None:
-        (packs,) = pack([padded_length(pair) for pair in members], self.budget)
+        (packs,) = pack(lengths_of(members), self.budget, layout=self.layout)
         for chosen in packs:
             fitting = [members[i] for i in chosen]
-            batch = collate(fitting).to(self.device)
+            batch = collate(fitting, self.layout).to(self.device)
             try:
                 rows = score_rows(self.scorer, batch, self._autocast)
             except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -216,12 +218,13 @@ class _Pass:
             self._score(fitting)
 
     def _halve(self, members: list[TokenizedPair]) -> None:
+        size = size_of(lengths_of(members), self.layout)
         if len(members) == 1:
             raise ModelError(
-                f"out of memory on one pair of {padded_length(members[0])} tokens. Lower "
+                f"out of memory on one pair of {size} tokens. Lower "
                 "dataset.max_length, or set model.dtype=bfloat16."
             )
-        self.budget = min(self.budget, 2 * padded_length(members[0]) * len(members)) // 2
+        self.budget = min(self.budget, size) // 2
         log.info("out of memory: reference.pack_tokens is %d from here on", self.budget)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -11,6 +11,7 @@ import transformers
 
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import content_digest
+from mallowspo_cli.models.attention import resolve_attention
 from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.schema import ModelConfig
 
@@ -70,7 +71,7 @@ def fingerprint(directory: Path, config: ModelConfig, precision: Precision) -> F
         config=_digest([directory / "config.json"]),
         tokenizer=_digest([path for path in vocabulary if path.is_file()]),
         compute=compute_name(config.dtype, precision),
-        attention=config.attention,
+        attention=resolve_attention(directory, config.attention),
         torch=torch.__version__.partition("+")[0],
         transformers=transformers.__version__,
     )

@@ -17,12 +17,13 @@ from mallowspo_cli.distributed import log, progress
 from mallowspo_cli.errors import RecipeError, TrainingError
 from mallowspo_cli.evaluation.preference import evaluate_preferences, win_indicator
 from mallowspo_cli.objectives.base import Objective, ObjectiveOutput, PairScores, ReferenceScores
-from mallowspo_cli.packing.layout import PairBatch, collate
-from mallowspo_cli.packing.packer import pack, padded_length
+from mallowspo_cli.packing.layout import Layout, PairBatch, collate
+from mallowspo_cli.packing.packer import lengths_of, pack
 from mallowspo_cli.recipe.choices import Dtype
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.fingerprint import compute_name
 from mallowspo_cli.reference.terms import Reference
+from mallowspo_cli.scoring import PairScorer
 from mallowspo_cli.training.checkpoint import TrainState, save_checkpoint
 from mallowspo_cli.training.metrics import MetricsFile
 from mallowspo_cli.training.optim import learning_rate
@@ -45,15 +46,31 @@ class Run:
     metrics: MetricsFile
     total_steps: int
     """Optimizer steps of the whole run."""
+    pack_tokens: int
+    """Tokens that a pack may hold."""
 
     def packs(self, step: int) -> list[PairBatch]:
         """This process's packs of an optimizer step."""
-        train = self.recipe.train
         pairs = [self.train_pairs[i] for i in self.order.step(step)]
+        lengths = lengths_of(pairs)
         mine = pack(
-            [padded_length(p) for p in pairs], train.pack_tokens, self.accelerator.num_processes
+            lengths,
+            self.pack_tokens,
+            self.accelerator.num_processes,
+            self.layout,
+            self.bare_scorer.flops.of_pairs(lengths),
         )[self.accelerator.process_index]
-        return [collate([pairs[i] for i in members]) for members in mine]
+        return [collate([pairs[i] for i in members], self.layout) for members in mine]
+
+    @property
+    def bare_scorer(self) -> PairScorer:
+        """The scorer without what an engine wraps it in."""
+        return self.accelerator.unwrap_model(self.scorer)
+
+    @property
+    def layout(self) -> Layout:
+        """How its packs lie."""
+        return self.bare_scorer.layout
 
     def evaluate(
         self, objective: Objective, reference: Reference | None, state: TrainState
@@ -67,8 +84,10 @@ class Run:
             self.eval_pairs,
             objective,
             reference,
-            self.recipe.train.pack_tokens,
+            # The packs of the reference pass, so that margins are exactly 0 before training.
+            self.recipe.reference.pack_tokens,
             self.accelerator.device,
+            self.layout,
         )
         self.scorer.train()
         self.write({"step": state.step, "epoch": self.epoch(state.step), **report.metrics()})
@@ -85,7 +104,7 @@ class Run:
         self.scorer.eval()
         compute = compute_name(Dtype.float32, self.recipe.train.precision)
         device = self.accelerator.device
-        worst = check_start(self.scorer, pairs, objective, reference, compute, device)
+        worst = check_start(self.scorer, pairs, objective, reference, compute, device, self.layout)
         self.scorer.train()
         log.info(
             "start-up check: log-probs of %d pairs within %.1e nats of the store",
@@ -94,9 +113,8 @@ class Run:
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint."""
-        model = self.accelerator.unwrap_model(self.scorer)
         keep = self.recipe.checkpoint.keep
-        save_checkpoint(self.directory, model, self.optimizer, state, keep)
+        save_checkpoint(self.directory, self.bare_scorer, self.optimizer, state, keep)
 
     def write(self, values: dict[str, Any]) -> None:
         """Log one line of metrics, here and to the trackers."""

@@ -22,7 +22,7 @@ from mallowspo_cli.recipe.load import LoadedRecipe
 PACKAGES = ("mallowspo", "torch", "transformers", "datasets", "accelerate", "hydra-core", "peft")
 FREE_KEYS = (
     *("log", "checkpoint", "reference", "output_dir"),
-    *("train.pack_tokens", "train.activation_checkpointing"),
+    *("train.pack_tokens", "train.activation_checkpointing", "train.compile", "train.liger"),
 )
 """Keys that a resumed run may change: they leave the numbers alone, up to rounding."""
 LOCK = ".lock"

@@ -12,7 +12,7 @@ from mallowspo_cli.data.table import TokenizedPair
 from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import CacheError
 from mallowspo_cli.objectives.base import Objective, PairScores, ReferenceScores
-from mallowspo_cli.packing.layout import PairBatch, collate
+from mallowspo_cli.packing.layout import Layout, PairBatch, collate
 from mallowspo_cli.reference.terms import Reference
 
 EXACT = "float32"
@@ -26,6 +26,7 @@ def check_start(
     reference: Reference,
     compute: str,
     device: torch.device,
+    layout: Layout = Layout.shared,
 ) -> float:
     """Score training pairs with the policy and compare with the store; returns the largest
     difference of a summed log-prob, in nats.
@@ -40,7 +41,7 @@ def check_start(
     """
     # One pair a pass: no more memory than a training step takes.
     with torch.no_grad():
-        found_scores = [score(collate([pair]).to(device)) for pair in pairs]
+        found_scores = [score(collate([pair], layout).to(device)) for pair in pairs]
     policy = PairScores(
         *(torch.cat([getattr(s, f.name) for s in found_scores]) for f in fields(PairScores))
     )

@@ -13,6 +13,7 @@ from tests.commands.conftest import Command
 VERBS = [
     [],
     ["train"],
+    ["plan"],
     ["cache-ref"],
     ["data"],
     ["data", "check"],

@@ -1,26 +1,41 @@
 """The head against full logits: values, gradients, memory, precision, and what it refuses."""
 
 import math
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
+)
 
 from mallowspo_cli.errors import ModelError
-from mallowspo_cli.models.head import LOGIT_CHANGES, LogprobHead, TokenStatistics, install_head
+from mallowspo_cli.models import head as head_module
+from mallowspo_cli.models.head import LogprobHead, TokenStatistics, install_head
+from mallowspo_cli.models.logits import LogitTransform
+from tests.models.families import build
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 23
+PLAIN = LogitTransform()
+TRANSFORMS = [PLAIN, LogitTransform(scale=0.4), LogitTransform(scale=1.5, softcap=2.0)]
 
 
 def inputs(
-    dtype: torch.dtype = torch.float64, bias: bool = True, scale: float = 1.0
+    dtype: torch.dtype = torch.float64,
+    bias: bool = True,
+    scale: float = 1.0,
+    transform: LogitTransform = PLAIN,
 ) -> tuple[LogprobHead, Tensor, Tensor]:
     """A head, hidden states (N, d) and targets (N,)."""
     generator = torch.Generator().manual_seed(5)
     head = LogprobHead(WIDTH, VOCABULARY, bias=bias, dtype=dtype)
+    head.transform = transform
     with torch.no_grad():
         for parameter in head.parameters():
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -30,26 +45,77 @@ def inputs(
     return head, hidden.requires_grad_(), targets
 
 
-def full(head: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def full(head: LogprobHead, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probs of the targets and entropies, (N,) each, from all logits in float64."""
     bias = None if head.bias is None else head.bias.double()
     logits = nn.functional.linear(hidden.double(), head.weight.double(), bias)
+    logits = head.transform.scale * logits
+    if (cap := head.transform.softcap) is not None:
+        logits = cap * torch.tanh(logits / cap)
     logps = logits.log_softmax(-1)
     return logps.gather(1, targets[:, None]).squeeze(1), -(logps.exp() * logps).sum(-1)
 
 
+def limit(
+    monkeypatch: pytest.MonkeyPatch,
+    chunk_rows: int,
+    kept_rows: int,
+    words: int = VOCABULARY,
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """Chunks of this many rows, and the logits of this many kept."""
+    statistic = torch.promote_types(dtype, torch.float32)
+    chunk, kept = statistic.itemsize * words * chunk_rows, dtype.itemsize * words * kept_rows
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", {"cpu": chunk})
+    monkeypatch.setattr(head_module, "KEPT_BYTES", {"cpu": kept})
+
+
 @pytest.fixture(params=[1, 3, 4, 11, 512])
 def chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("mallowspo_cli.models.head.CHUNK_ROWS", request.param)
+    """Rows of a chunk; the logits of the first 4 rows may be kept."""
+    limit(monkeypatch, request.param, 4)
     return request.param
 
 
+@pytest.mark.parametrize(
+    ("rows", "most", "sizes"),
+    [
+        (11, 1, [1] * 11),
+        (11, 3, [3, 3, 3, 2]),
+        (11, 4, [4, 4, 3]),
+        # Even pieces, not a full one and a small one.
+        (11, 10, [6, 5]),
+        (11, 11, [11]),
+        (11, 512, [11]),
+        (1, 1, [1]),
+        (0, 4, []),
+    ],
+)
+def test_chunks_are_even_pieces_of_the_rows(
+    rows: int, most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, most, 0)
+    head, _, _ = inputs()
+    chunks = head_module._chunks(torch.zeros(rows, WIDTH), head.weight, torch.float64)
+    assert [rows_of.stop - rows_of.start for rows_of in chunks] == sizes
+    assert [row for each in chunks for row in range(each.start, each.stop)] == list(range(rows))
+
+
+def test_a_row_whose_logits_take_more_than_a_chunk_may_is_a_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(head_module, "CHUNK_BYTES", {"cpu": 1})
+    head, hidden, targets = inputs()
+    torch.testing.assert_close(head(hidden, targets).logps, full(head, hidden, targets)[0])
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_chunks_equal_full_log_softmax_and_entropy(
-    chunk_rows: int, dtype: torch.dtype, tolerance: float, bias: bool
+    chunk_rows: int, dtype: torch.dtype, tolerance: float, bias: bool, transform: LogitTransform
 ) -> None:
-    head, hidden, targets = inputs(dtype, bias)
+    head, hidden, targets = inputs(dtype, bias, transform=transform)
     found = head(hidden, targets, entropy=True)
     logps, entropies = full(head, hidden, targets)
     assert found.logps.dtype == found.entropies.dtype == dtype
@@ -57,12 +123,13 @@ def test_chunks_equal_full_log_softmax_and_entropy(
     torch.testing.assert_close(found.entropies.double(), entropies, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("entropy", [True, False])
 def test_gradients_equal_those_of_the_full_computation(
-    chunk_rows: int, entropy: bool, bias: bool
+    chunk_rows: int, entropy: bool, bias: bool, transform: LogitTransform
 ) -> None:
-    head, hidden, targets = inputs(bias=bias)
+    head, hidden, targets = inputs(bias=bias, transform=transform)
     leaves = (hidden, *head.parameters())
     weights = torch.linspace(-2, 3, ROWS, dtype=torch.float64)
     found = torch.autograd.grad((head(hidden, targets, entropy).logps * weights).sum(), leaves)
@@ -70,9 +137,12 @@ def test_gradients_equal_those_of_the_full_computation(
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_pass_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mallowspo_cli.models.head.CHUNK_ROWS", 4)
-    head, hidden, targets = inputs()
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_gradients_pass_gradcheck(
+    transform: LogitTransform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, 4, 4)
+    head, hidden, targets = inputs(transform=transform)
 
     def logps(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         parameters = {"weight": weight, "bias": bias}
@@ -154,6 +224,137 @@ def test_large_logits_are_exact_and_finite(sign: int) -> None:
         assert torch.isfinite(leaf.grad).all()
 
 
+def saved_logits(logps: Tensor) -> int:
+    """Rows of logits that the graph holds on to."""
+    saved = logps.grad_fn.saved_tensors
+    return sum(len(t) for t in saved if t.ndim == 2 and t.shape[1] == VOCABULARY)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", ["", "weight", "bias", "hidden"])
+def test_kept_logits_and_those_computed_again_give_the_same_gradients_to_the_bit(
+    frozen: str, dtype: torch.dtype, transform: LogitTransform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for kept_rows, whole_chunks in ((0, 0), (7, 6), (ROWS, ROWS)):
+        limit(monkeypatch, 3, kept_rows, dtype=dtype)
+        head, hidden, targets = inputs(dtype, transform=transform)
+        leaves = {"weight": head.weight, "bias": head.bias, "hidden": hidden}
+        if frozen:
+            leaves.pop(frozen).requires_grad_(False)
+        logps = head(hidden, targets).logps
+        assert saved_logits(logps) == whole_chunks
+        weights = torch.linspace(-2, 3, ROWS, dtype=logps.dtype)
+        found.append(torch.autograd.grad(logps, list(leaves.values()), weights))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+class Products(TorchDispatchMode):
+    """How many rows of logits the matrix products took part in, by which product it was."""
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__()
+        self.words, self.width = words, width
+        self.rows: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        packet = func.overloadpacket
+        # Of x + a b the factors come last.
+        if packet in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            left, right = args[-2:]
+            kinds = {
+                (self.width, self.words): "logits",
+                (self.words, self.width): "hidden",
+            }
+            kind = kinds.get((left.shape[1], right.shape[1]))
+            if kind is None and (left.shape[0], right.shape[1]) == (self.words, self.width):
+                kind = "weight"
+            self.rows[kind or "other"] += left.shape[1] if kind == "weight" else left.shape[0]
+        return func(*args, **(kwargs or {}))
+
+
+def products(
+    monkeypatch: pytest.MonkeyPatch, kept_rows: int, frozen: tuple[str, ...] = ()
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Rows that went through each matrix product, forward and backward."""
+    limit(monkeypatch, 3, kept_rows)
+    head, hidden, targets = inputs()
+    for name in frozen:
+        (hidden if name == "hidden" else getattr(head, name)).requires_grad_(False)
+    with Products(VOCABULARY, WIDTH) as forward:
+        logps = head(hidden, targets).logps
+    with Products(VOCABULARY, WIDTH) as backward:
+        logps.sum().backward()
+    return dict(forward.rows), dict(backward.rows)
+
+
+def test_a_frozen_head_needs_no_matrix_product_in_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """d log p / d h = W[y] - p W is formed where the logits are at hand."""
+    forward, backward = products(monkeypatch, ROWS, ("weight", "bias"))
+    assert forward == {"logits": ROWS, "hidden": ROWS}
+    assert backward == {}
+
+
+@pytest.mark.parametrize("kept_rows", [0, 3, 5, 9, ROWS])
+def test_only_logits_that_were_not_kept_are_computed_again(
+    kept_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, backward = products(monkeypatch, kept_rows)
+    assert forward == {"logits": ROWS}
+    again = ROWS - (kept_rows if kept_rows == ROWS else kept_rows // 3 * 3)
+    assert backward == {"hidden": ROWS, "weight": ROWS} | ({"logits": again} if again else {})
+
+
+def test_what_needs_no_gradient_costs_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert products(monkeypatch, ROWS, ("hidden",))[1] == {"weight": ROWS}
+    assert products(monkeypatch, ROWS, ("weight",))[1] == {"hidden": ROWS}
+    assert products(monkeypatch, ROWS, ("hidden", "weight"))[1] == {}
+
+
+@pytest.mark.parametrize("kept_rows", [0, 5, ROWS])
+def test_the_backward_pass_can_be_run_twice(
+    kept_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept logits are not overwritten."""
+    limit(monkeypatch, 3, kept_rows)
+    head, hidden, targets = inputs(transform=TRANSFORMS[-1])
+    total = head(hidden, targets).logps.sum()
+    leaves = (hidden, *head.parameters())
+    once = torch.autograd.grad(total, leaves, retain_graph=True)
+    again = torch.autograd.grad(total, leaves)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+def test_no_more_logits_are_kept_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kept_rows, rows in ((0, 0), (2, 0), (3, 3), (8, 6), (10, 9), (ROWS, ROWS)):
+        limit(monkeypatch, 3, kept_rows)
+        head, hidden, targets = inputs()
+        assert saved_logits(head(hidden, targets).logps) == rows
+    head.requires_grad_(False)
+    assert saved_logits(head(hidden, targets).logps) == 0
+
+
+def test_where_no_gradient_is_wanted_logits_are_scratch_space(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Evaluation with weights that are being trained: none is kept, none copied."""
+    statistics, overwritten = head_module.row_statistics, []
+
+    def spy(*args, overwrite: bool):
+        overwritten.append(overwrite)
+        return statistics(*args, overwrite=overwrite)
+
+    monkeypatch.setattr(head_module, "row_statistics", spy)
+    head, hidden, targets = inputs()
+    with torch.no_grad():
+        head(hidden, targets)
+    assert overwritten == [True]
+
+
 class LargestTensor(TorchDispatchMode):
     """The most elements that any operation's result has."""
 
@@ -167,12 +368,19 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kept_rows", [0, 24, 64])
 def test_no_tensor_of_all_tokens_by_all_words_is_ever_made(
-    monkeypatch: pytest.MonkeyPatch,
+    kept_rows: int, frozen: bool, transform: LogitTransform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Kept logits stay in their chunks."""
     rows, width, words, chunk = 64, 4, 40, 8
-    monkeypatch.setattr("mallowspo_cli.models.head.CHUNK_ROWS", chunk)
+    limit(monkeypatch, chunk, kept_rows, words, torch.float32)
     head = LogprobHead(width, words)
+    head.transform = transform
+    head.weight.requires_grad_(not frozen)
+    head.bias.requires_grad_(not frozen)
     hidden = torch.randn(rows, width, requires_grad=True)
     targets = torch.zeros(rows, dtype=torch.long)
     with LargestTensor() as chunked:
@@ -180,7 +388,7 @@ def test_no_tensor_of_all_tokens_by_all_words_is_ever_made(
     with LargestTensor() as whole:
         full(head, hidden, targets)[0].sum().backward()
     assert whole.elements >= rows * words
-    assert chunked.elements <= max(chunk * words, rows * width, words * width)
+    assert chunked.elements == max(chunk * words, rows * width, words * width)
 
 
 def test_autocast_to_bfloat16_gives_float32_statistics_of_its_logits() -> None:
@@ -234,11 +442,15 @@ def test_no_rows_have_no_statistics_and_no_gradient() -> None:
     assert not head.weight.grad.any()
 
 
-def test_a_frozen_weight_gets_no_gradient_and_the_hidden_states_still_do() -> None:
-    head, hidden, targets = inputs()
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_frozen_weight_gets_no_gradient_and_the_hidden_states_still_do(
+    chunk_rows: int, transform: LogitTransform
+) -> None:
+    head, hidden, targets = inputs(transform=transform)
     head.requires_grad_(False)
-    (expected,) = torch.autograd.grad(full(head, hidden, targets)[0].sum(), hidden)
-    head(hidden, targets).logps.sum().backward()
+    weights = torch.linspace(-2, 3, ROWS, dtype=torch.float64)
+    (expected,) = torch.autograd.grad((full(head, hidden, targets)[0] * weights).sum(), hidden)
+    (head(hidden, targets).logps * weights).sum().backward()
     assert head.weight.grad is None
     assert head.bias.grad is None
     torch.testing.assert_close(hidden.grad, expected)
@@ -304,36 +516,48 @@ def test_a_tied_weight_gets_the_gradient_of_both_its_uses() -> None:
     torch.testing.assert_close(model.model.embed_tokens.weight.grad, expected)
 
 
-@pytest.mark.parametrize("key", LOGIT_CHANGES)
-def test_a_model_that_changes_its_logits_is_refused(key: str) -> None:
-    model = tiny_llama()
-    setattr(model.config, key, 0.5)
-    with pytest.raises(ModelError, match=rf"^LlamaForCausalLM changes its logits \({key}\)"):
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite"])
+def test_a_models_own_logits_are_scored_and_sampling_is_left_as_it_is(family: str) -> None:
+    model = build(family, "eager")
+    ids = torch.arange(3, 13)[None]
+    with torch.no_grad():
+        before = model(ids).logits
         install_head(model)
-    setattr(model.config, key, 1.0)
+        hidden = model.base_model(ids).last_hidden_state[0, :-1]
+        found = model.lm_head(hidden, ids[0, 1:], entropy=True)
+        after = model(ids).logits
+    assert model.lm_head.transform != PLAIN
+    assert torch.equal(after, before)
+    logps = before[0, :-1].log_softmax(-1)
+    expected = logps.gather(1, ids[0, 1:, None]).squeeze(1)
+    torch.testing.assert_close(found.logps, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.entropies, -(logps.exp() * logps).sum(-1))
+
+
+def test_a_scale_that_is_not_known_is_refused() -> None:
+    model = tiny_llama()
+    model.config.logits_scaling = 0.5
+    with pytest.raises(ModelError, match=r"^models of type llama change their logits by logits_sc"):
+        install_head(model)
+    assert not isinstance(model.lm_head, LogprobHead)
+    model.config.logits_scaling = 1.0
     install_head(model)
-
-
-def test_gemma_2_with_its_capped_logits_is_refused() -> None:
-    config = Gemma2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=4,
-    )
-    with pytest.raises(ModelError, match="final_logit_softcapping"):
-        install_head(Gemma2ForCausalLM(config))
 
 
 def test_a_cap_in_the_configuration_of_the_text_part_is_seen() -> None:
     model = tiny_llama()
     text = SimpleNamespace(final_logit_softcapping=30.0)
     model.config.get_text_config = lambda decoder=None: text
-    with pytest.raises(ModelError, match="final_logit_softcapping"):
-        install_head(model)
+    install_head(model)
+    assert model.lm_head.transform == LogitTransform(softcap=30.0)
+
+
+def test_one_models_transform_is_not_anothers() -> None:
+    capped = build("gemma2", "eager")
+    install_head(capped)
+    plain = tiny_llama()
+    install_head(plain)
+    assert (capped.lm_head.transform.softcap, plain.lm_head.transform) == (3.0, PLAIN)
 
 
 class ScaledLinear(nn.Linear):
@@ -348,3 +572,21 @@ def test_an_output_that_is_no_plain_linear_layer_is_refused(head: nn.Module | No
     with pytest.raises(ModelError, match="has no linear output layer") as error:
         install_head(model)
     assert "\n" not in str(error.value)
+
+
+def test_layers_between_hidden_states_and_the_output_layer_are_refused() -> None:
+    """ModernBERT's decoder has a dense layer and a norm there; log-probs would be wrong."""
+    config = ModernBertDecoderConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+    with pytest.raises(ModelError):
+        install_head(ModernBertDecoderForCausalLM(config))

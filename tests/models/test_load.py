@@ -24,7 +24,7 @@ from mallowspo_cli.models.load import (
     model_directory,
 )
 from mallowspo_cli.recipe.choices import ActivationCheckpointing
-from mallowspo_cli.recipe.schema import DatasetConfig, LoraConfig, ModelConfig
+from mallowspo_cli.recipe.schema import DatasetConfig, LoraConfig, ModelConfig, TrainConfig
 
 IDS = torch.arange(40)[None]
 
@@ -150,7 +150,12 @@ def policy(
     directory: Path, checkpointing: str = "none", seed: int = 0, **lora: object
 ) -> nn.Module:
     config = ModelConfig(source="random:llama", lora=LoraConfig(**lora))
-    return load_policy(config, directory, ActivationCheckpointing(checkpointing), seed)
+    return load_policy(
+        config,
+        directory,
+        TrainConfig(activation_checkpointing=ActivationCheckpointing(checkpointing)),
+        seed,
+    )
 
 
 def test_a_policy_trains_all_its_float32_weights_unless_it_has_adapters(

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.errors import CacheError, ModelError
 from mallowspo_cli.files import cache_directory
-from mallowspo_cli.packing.layout import PairBatch
+from mallowspo_cli.packing.layout import Layout, PairBatch
 from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.schema import ModelConfig, ReferenceConfig
 from mallowspo_cli.reference import build
@@ -306,7 +306,7 @@ def test_a_block_that_another_process_holds_is_waited_for_and_not_scored_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store, other = (opened(tiny_directory, tmp_path) for _ in range(2))
-    first, *_ = build._blocks(tokenized, 1)
+    first, *_ = build._blocks(tokenized, 1, Layout.shared)
     row_of = {pair: index for index, pair in enumerate(ids(tokenized))}
     theirs = [row_of[pair] for pair in first.pair_ids]
     slept = []
@@ -324,8 +324,9 @@ def test_a_block_that_another_process_holds_is_waited_for_and_not_scored_again(
     assert_close(store.lookup(ids(tokenized)), expected, rtol=2e-6)
 
 
-def test_every_pair_is_in_one_block(tokenized: list[TokenizedPair]) -> None:
-    blocks = list(build._blocks(tokenized, 100))
+@pytest.mark.parametrize("layout", Layout)
+def test_every_pair_is_in_one_block(tokenized: list[TokenizedPair], layout: Layout) -> None:
+    blocks = list(build._blocks(tokenized, 100, layout))
     assert len({block.name for block in blocks}) == len(blocks) > 1
     assert sorted(p for block in blocks for p in block.pair_ids) == sorted(ids(tokenized))
 

@@ -1,0 +1,119 @@
+"""A recipe on given hardware, and what it takes under one setting of the memory knobs."""
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from mallowspo_cli.packing.layout import Layout
+from mallowspo_cli.plan.hardware import Hardware
+from mallowspo_cli.plan.memory import peak_memory
+from mallowspo_cli.plan.propose import (
+    MEMORY_SHARE,
+    Proposal,
+    largest_pack,
+    propose,
+    proposed_pack_tokens,
+)
+from mallowspo_cli.plan.setting import Setting
+from mallowspo_cli.plan.shapes import ModelShape
+from mallowspo_cli.plan.steps import Lengths, plan_steps, reference_seconds, sample_steps
+from mallowspo_cli.recipe.choices import ActivationCheckpointing
+from mallowspo_cli.recipe.schema import Recipe
+from mallowspo_cli.training.loop import total_steps
+
+Findings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a plan is made for."""
+
+    recipe: Recipe
+    shape: ModelShape
+    hardware: Hardware
+    lengths: Lengths
+    """(N, 3) tokens of the training pairs' prompt, chosen and rejected."""
+    layout: Layout
+
+    @property
+    def setting(self) -> Setting:
+        """What memory depends on beside model and packs."""
+        hardware, train = self.hardware, self.recipe.train
+        return Setting(train.precision, hardware.world_size, hardware.device.is_cpu)
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a device."""
+        return self.hardware.device.memory
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs of a step."""
+        return self.recipe.train.global_batch_size
+
+    @cached_property
+    def steps(self) -> int:
+        """Of the run."""
+        return total_steps(self.recipe, len(self.lengths))
+
+    @cached_property
+    def sampled(self) -> list[Lengths]:
+        """Lengths of the pairs of some steps."""
+        recipe = self.recipe
+        return sample_steps(
+            self.lengths, self.batch_size, self.steps, recipe.seed, recipe.train.order
+        )
+
+    @cached_property
+    def reference_seconds(self) -> float:
+        """Of the reference pass, where the recipe needs one: once, for every later run too."""
+        objective, order = self.recipe.objective, self.recipe.train.order
+        if not (objective.needs_reference or objective.needs_dispersion or order.by_dispersion):
+            return 0.0
+        return reference_seconds(
+            *(self.shape, self.setting, self.hardware, self.lengths),
+            *(self.recipe.reference.pack_tokens, self.layout),
+        )
+
+    def proposal(self) -> Proposal | None:
+        """The memory knobs to use."""
+        return propose(
+            *(self.shape, self.setting, self.memory, self.lengths, self.batch_size, self.layout)
+        )
+
+    def pack_tokens(self, checkpointing: ActivationCheckpointing) -> int | None:
+        """The largest packs under a policy."""
+        return proposed_pack_tokens(
+            *(self.shape, self.setting, self.memory, self.lengths, self.batch_size),
+            *(checkpointing, self.layout),
+        )
+
+    def on(self, devices: int) -> "Case":
+        """The same on other devices of a node."""
+        return replace(self, hardware=replace(self.hardware, nodes=1, devices=devices))
+
+    def option(self, pack_tokens: int, checkpointing: ActivationCheckpointing) -> Findings:
+        """Memory and time under one setting of the memory knobs."""
+        world_size = self.setting.world_size
+        pack = largest_pack(self.lengths, self.batch_size, world_size, pack_tokens, self.layout)
+        memory = peak_memory(self.shape, self.setting, pack, checkpointing)
+        step = plan_steps(
+            *(self.shape, self.setting, self.hardware, self.sampled),
+            *(pack_tokens, checkpointing, self.layout),
+        )
+        training = step.seconds * self.steps
+        return {
+            "pack_tokens": pack_tokens,
+            "activation_checkpointing": checkpointing.value,
+            "largest_pack": round(pack.tokens),
+            "memory": {
+                **asdict(memory),
+                "peak": memory.peak,
+                "share": memory.peak / self.memory,
+                "fits": memory.peak <= MEMORY_SHARE * self.memory,
+            },
+            "step": asdict(step),
+            "reference_seconds": self.reference_seconds,
+            "training_seconds": training,
+            "seconds": training + self.reference_seconds,
+        }

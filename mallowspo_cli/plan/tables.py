@@ -1,0 +1,146 @@
+"""A plan, printed."""
+
+from collections.abc import Callable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mallowspo_cli.plan.case import Findings
+from mallowspo_cli.plan.gain import BATCH
+from mallowspo_cli.plan.hardware import GIB
+
+WIDTH = 120
+"""Columns of a table that goes to a file."""
+NOTHING = "nothing to complain of"
+PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "AdamW",
+    "copies": "copies of weights in work",
+    "activations": "activations",
+    "head": "output layer: logits, its gradient",
+    "working": "a block's gradients",
+}
+"""Parts of memory, and what they are called."""
+
+Row = tuple[str, Callable[[Findings], str]]
+"""A line of a table: its name, and what it says of an option."""
+
+
+def print_plan(findings: Findings) -> None:
+    """The plan as tables, and what to look at."""
+    out = Console(highlight=False, markup=False)
+    if not out.is_terminal:
+        # A file has no width; in 80 columns a table would lose digits.
+        out.width = max(out.width, WIDTH)
+    for line in _introduction(findings):
+        out.print(line, soft_wrap=True)
+    sections = {
+        "setting": SETTING,
+        "memory of a process at its peak": MEMORY,
+        "an optimizer step": STEP,
+        "the run": RUN,
+    }
+    options = {"as written": findings["as_written"]}
+    if findings["proposed"]:
+        options["proposed"] = findings["proposed"]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("predicted", no_wrap=True)
+    for name in options:
+        table.add_column(name, justify="right", no_wrap=True)
+    for title, rows in sections.items():
+        table.add_row(title, style="bold")
+        for name, tell in rows:
+            table.add_row(f"  {name}", *(tell(option) for option in options.values()))
+        table.add_section()
+    out.print(table)
+    if findings["gain"]:
+        out.print(_gain_line(findings), soft_wrap=True)
+    for line in findings["notes"]:
+        out.print(f"note: {line}", style="dim", soft_wrap=True)
+    out.print("what to look at:", style="bold")
+    for line in findings["warnings"] or [NOTHING]:
+        out.print(f"- {line}", soft_wrap=True)
+
+
+def _introduction(findings: Findings) -> Sequence[str]:
+    model, data, run, hardware = (findings[key] for key in ("model", "data", "run", "hardware"))
+    trained = (
+        "" if model["trained"] == model["parameters"] else f", {count(model['trained'])} trained"
+    )
+    return (
+        f"model: {model['source']}, {count(model['parameters'])} parameters{trained}",
+        f"data: {data['dataset']}, {data['pairs']:,} pairs of {data['mean_tokens']:,.0f} tokens "
+        f"({data['prompt_share']:.0%} prompt), the longest {data['longest_pair']:,}",
+        f"run: {run['steps']:,} steps of {run['pairs_per_step']} pairs on {hardware['name']}, "
+        f"{hardware['memory'] / GIB:.1f} GiB each, in {hardware['precision']}",
+    )
+
+
+def _bytes(part: str) -> Callable[[Findings], str]:
+    return lambda option: size(option["memory"][part])
+
+
+SETTING: tuple[Row, ...] = (
+    ("train.pack_tokens", lambda option: f"{option['pack_tokens']}"),
+    ("train.activation_checkpointing", lambda option: option["activation_checkpointing"]),
+)
+MEMORY: tuple[Row, ...] = (
+    *((name, _bytes(part)) for part, name in PARTS.items()),
+    ("all", _bytes("peak")),
+    ("of the device", lambda option: f"{option['memory']['share']:.0%}"),
+    ("when", lambda option: option["memory"]["when"]),
+)
+STEP: tuple[Row, ...] = (
+    ("packs of a process", lambda option: f"{option['step']['packs']:.1f}"),
+    ("fill", lambda option: f"{option['step']['fill']:.1%}"),
+    ("busiest process over the mean", lambda option: f"{option['step']['imbalance']:.3f}"),
+    ("TFLOP, all processes", lambda option: f"{option['step']['flops'] / 1e12:,.3g}"),
+    ("computing", lambda option: duration(option["step"]["compute_seconds"])),
+    ("sending weights and gradients", lambda option: duration(option["step"]["traffic_seconds"])),
+    ("time of a step", lambda option: duration(option["step"]["seconds"])),
+    ("pairs/s", lambda option: f"{option['step']['pairs_per_second']:,.3g}"),
+    ("useful share of the peak (MFU)", lambda option: f"{option['step']['mfu']:.0%}"),
+)
+RUN: tuple[Row, ...] = (
+    ("reference pass, once", lambda option: duration(option["reference_seconds"])),
+    ("training", lambda option: duration(option["training_seconds"])),
+    ("together", lambda option: duration(option["seconds"])),
+)
+
+
+def _gain_line(findings: Findings) -> str:
+    gain, epochs = findings["gain"], findings["run"]["epochs"]
+    return (
+        f"against padded random batches of {BATCH} pairs: {gain['tokens']:.2f} times fewer tokens, "
+        f"{gain['flops']:.2f} times fewer FLOPs in training; over {epochs} epochs with the "
+        f"reference pass {gain['flops_with_reference']:.2f} times, and "
+        f"{gain['flops_live_reference']:.2f} times against a reference that runs in every step. "
+        "Tokens and FLOPs are not time."
+    )
+
+
+def count(number: float) -> str:
+    """Parameters, shortly: 8.03 B."""
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {letter}"
+    return f"{number:.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes in the unit that suits them; a dash for none."""
+    if number == 0:
+        return "-"
+    return f"{number / GIB:,.2f} GiB" if number >= GIB / 10 else f"{number / 2**20:,.2f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it; a dash for none."""
+    if seconds == 0:
+        return "-"
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds * 1e6:.3g} us"

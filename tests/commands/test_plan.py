@@ -1,0 +1,162 @@
+"""`mallowspo plan`: a prediction from a configuration and lengths, without weights."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from mallowspo_cli.plan.tables import count, duration, size
+from tests.commands.conftest import Command
+from tests.commands.test_bad_input import complaint
+
+RATE = "flops=1e11"
+"""So that no test measures this machine."""
+
+
+def found(mallowspo: Command, words: list[str]) -> dict[str, Any]:
+    done = mallowspo("plan", *words, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+@pytest.fixture
+def large(tmp_path: Path, tiny_directory: Path, tiny_words: list[str]) -> list[str]:
+    """Words for a model of Llama-3-8B's shape: a configuration and a tokenizer, no weights."""
+    place = tmp_path / "large"
+    place.mkdir()
+    for file in tiny_directory.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, place)
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        architectures=["LlamaForCausalLM"],
+    )
+    config.save_pretrained(place)
+    batch = ["train.global_batch_size=8", "train.precision=bf16", "train.max_steps=1"]
+    kept = [w for w in tiny_words if not w.startswith(("model=", "train."))]
+    return [*kept, "model=tiny_random", f"model.source={place}", *batch]
+
+
+def test_the_table_says_what_json_says(mallowspo: Command, tiny_words: list[str]) -> None:
+    plan = found(mallowspo, [*tiny_words, "hardware=cpu", RATE])
+    done = mallowspo("plan", *tiny_words, "hardware=cpu", RATE)
+    assert done.code == 0, done.err
+    written, proposed = plan["as_written"], plan["proposed"]
+
+    def cells(label: str) -> list[str]:
+        (line,) = [line for line in done.out.splitlines() if line.strip().startswith(label)]
+        return line.strip().removeprefix(label).split()
+
+    options = (written, proposed)
+    assert cells("train.pack_tokens") == [str(option["pack_tokens"]) for option in options]
+    assert cells("fill") == [f"{option['step']['fill']:.1%}" for option in options]
+    expected = [size(option["memory"]["peak"]) for option in options]
+    assert cells("all ") == " ".join(expected).split()
+    assert cells("training") == " ".join(duration(o["training_seconds"]) for o in options).split()
+    for line in plan["notes"] + plan["warnings"]:
+        assert line in done.out
+    assert plan["gain"]["tokens"] > 1
+    assert f"{plan['gain']['tokens']:.2f} times fewer tokens" in done.out
+
+
+def test_numbers_of_a_plan_fit_each_other(mallowspo: Command, tiny_words: list[str]) -> None:
+    plan = found(mallowspo, [*tiny_words, "hardware=cpu", RATE])
+    # 12 pairs, two epochs, four a step.
+    assert plan["run"] == {"steps": 6, "pairs_per_step": 4, "epochs": 2}
+    assert plan["data"]["pairs"] == 12
+    option = plan["proposed"]
+    memory, step = option["memory"], option["step"]
+    parts = ("weights", "gradients", "optimizer", "copies", "activations", "head", "working")
+    assert memory["peak"] == pytest.approx(sum(memory[part] for part in parts))
+    assert memory["fits"]
+    assert option["training_seconds"] == pytest.approx(6 * step["flops"] / 1e11)
+    assert option["seconds"] == option["training_seconds"] + option["reference_seconds"]
+    assert step["pairs_per_second"] == pytest.approx(4 / step["seconds"])
+    # sft reads no reference.
+    alone = found(mallowspo, [*tiny_words, "objective=sft", "hardware=cpu", RATE])
+    assert alone["proposed"]["reference_seconds"] == 0
+
+
+def test_a_proposal_is_words_for_train(mallowspo: Command, tiny_words: list[str]) -> None:
+    option = found(mallowspo, [*tiny_words, "hardware=cpu", RATE])["proposed"]
+    keys = ("pack_tokens", "activation_checkpointing")
+    words = [f"train.{key}={option[key]}" for key in keys]
+    done = mallowspo("train", *tiny_words, *words, "--dry-run")
+    assert done.code == 0, done.err
+
+
+def test_weights_are_neither_needed_nor_loaded(mallowspo: Command, large: list[str]) -> None:
+    plan = found(mallowspo, [*large, "hardware=8xh100"])
+    assert plan["model"]["parameters"] == plan["model"]["trained"] == 8_030_261_248
+    memory = plan["proposed"]["memory"]
+    states = memory["weights"] + memory["gradients"] + memory["optimizer"]
+    assert states == pytest.approx(16.06e9, rel=1e-3)
+    assert plan["hardware"]["traffic_per_pack"] == pytest.approx(42.16e9, rel=1e-3)
+    assert any("several processes" in note for note in plan["notes"])
+    # Eight pairs of some words are too little for eight GPUs.
+    assert any("fewer than 8,192" in warning for warning in plan["warnings"])
+
+
+def test_what_does_not_fit_is_said_with_what_would_help(
+    mallowspo: Command, large: list[str]
+) -> None:
+    plan = found(mallowspo, [*large, "hardware=h100"])
+    assert plan["proposed"] is None
+    assert not plan["as_written"]["memory"]["fits"]
+    (warning,) = plan["warnings"]
+    assert "will not fit: weights, gradients and optimizer take 119.7 GiB" in warning
+    assert "model.lora.rank=16" in warning
+    assert "take 2xh100" in warning
+    done = mallowspo("plan", *large, "hardware=h100")
+    assert done.code == 0
+    assert warning in done.out
+    adapters = found(mallowspo, [*large, "hardware=h100", "model.lora.rank=16"])
+    assert adapters["proposed"]["memory"]["fits"]
+    assert adapters["model"]["trained"] == 41_943_040
+
+
+def test_a_gpu_too_fast_for_the_model_and_fp32_are_remarked(
+    mallowspo: Command, tiny_words: list[str]
+) -> None:
+    plan = found(mallowspo, [*tiny_words, "hardware=h100"])
+    assert any("launching its kernels" in warning for warning in plan["warnings"])
+    assert any("train.precision=fp32" in warning for warning in plan["warnings"])
+
+
+def test_padded_batches_have_a_plan_and_no_gain(mallowspo: Command, tiny_words: list[str]) -> None:
+    words = [*tiny_words, "hardware=cpu", RATE]
+    shared, padded = found(mallowspo, words), found(mallowspo, [*words, "model.attention=sdpa"])
+    assert padded["gain"] is None
+    assert padded["proposed"]["step"]["flops"] > 1.2 * shared["proposed"]["step"]["flops"]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("hardware=h1000", "Expected one of h100, h200, a100, l40s, rtx4090, cpu"),
+        ("hardwar=h100", "Did you mean 'hardware'?"),
+        ("flops=fast", "flops=fast is no number"),
+        ("flops=-1", "flops=-1 is no number"),
+        ("hardware=8xh100", "train.global_batch_size=4 is not a multiple of 8 processes"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(
+    word: str, expected: str, mallowspo: Command, tiny_words: list[str]
+) -> None:
+    assert expected in complaint(mallowspo("plan", *tiny_words, word))
+
+
+def test_quantities_are_written_in_units_that_suit_them() -> None:
+    assert [duration(s) for s in (0, 3e-6, 0.03, 5, 300, 3 * 3600, 7 * 86400)] == [
+        *("-", "3 us", "30 ms", "5 s", "5 min", "3 h", "7 days")
+    ]
+    assert [size(n) for n in (0, 2**20, 2**30)] == ["-", "1.00 MiB", "1.00 GiB"]
+    assert [count(n) for n in (12, 90_800, 135e6, 8.03e9)] == ["12", "90.8 k", "135 M", "8.03 B"]
