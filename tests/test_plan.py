@@ -27,7 +27,7 @@ from mallowspo_cli.models.load import add_lora
 from mallowspo_cli.packing.layout import Layout, collate
 from mallowspo_cli.plan.compute import step_flops, traffic
 from mallowspo_cli.plan.gain import gain_over_padding
-from mallowspo_cli.plan.hardware import GIB, TABLE, Hardware, read_hardware
+from mallowspo_cli.plan.hardware import GIB, TABLE, Hardware, own_memory, read_hardware
 from mallowspo_cli.plan.memory import block_bytes, peak_memory, state_memory
 from mallowspo_cli.plan.propose import MEMORY_SHARE, MOST_TOKENS, propose, proposed_pack_tokens
 from mallowspo_cli.plan.setting import PackSize, Setting
@@ -350,7 +350,7 @@ def test_proposed_packs_hold_the_longest_pair_and_no_more_than_a_step(
     if found is None:
         return
     assert more is not None
-    assert rows.sum(axis=1).max() <= found <= more <= MOST_TOKENS
+    assert rows.sum(axis=1).max() <= found <= more <= MOST_TOKENS["cuda"]
     # At most twice what a process has to do in a step, or a pair takes.
     assert found <= 2 * max(rows.sum(axis=1).max(), batch / 8 * rows.sum(axis=1).max())
     assert found & (found - 1) == 0 or found % 3 == 0
@@ -452,6 +452,7 @@ def test_without_a_gpu_this_machine_is_its_cpu(monkeypatch: pytest.MonkeyPatch) 
     assert found.device.is_cpu
     assert 1e8 < found.peak(Precision.fp32) < 1e14
     assert found.rate(Precision.fp32) == found.peak(Precision.fp32) / 2
+    assert found.device.memory == own_memory()
 
 
 def test_a_gpu_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

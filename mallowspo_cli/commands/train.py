@@ -20,6 +20,7 @@ from mallowspo_cli.commands.known import (
     known_pairs,
     pair_order,
 )
+from mallowspo_cli.commands.pack_size import pack_tokens_of
 from mallowspo_cli.commands.prepare import (
     Prepared,
     one_process,
@@ -76,13 +77,14 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     steps = total_steps(recipe, len(pairs))
     policy = load_policy(recipe.model, prepared.directory, recipe.train, recipe.seed)
     reference = known.reference
-    about = {"reference_pass": counted(directory, known.counts)}
+    scorer: Any = PairScorer(policy)
+    pack_tokens = pack_tokens_of(recipe, directory, scorer, pairs)
+    about = {"reference_pass": counted(directory, known.counts), "pack_tokens": pack_tokens}
     claim(directory, loaded, data_file(recipe, prepared, known), about)
     if reference is not None:
         write_json(directory / "dispersion.json", dispersion_file(pairs, reference))
     set_seed(recipe.seed)
     accelerator = _accelerator(recipe, directory, trackers)
-    scorer = PairScorer(policy)
     optimizer = build_optimizer(scorer, recipe.train)
     scorer, optimizer = accelerator.prepare(scorer, optimizer)
     run = Run(
@@ -96,6 +98,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
         order=pair_order(recipe, known),
         metrics=MetricsFile(directory / "metrics.jsonl"),
         total_steps=steps,
+        pack_tokens=pack_tokens,
     )
     state = _starting_state(run, resume)
     if state.step < steps:
@@ -108,7 +111,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"out of memory after step {state.step}. Lower train.pack_tokens (now "
-            f"{recipe.train.pack_tokens}), or set train.activation_checkpointing=full; neither "
+            f"{pack_tokens}), or set train.activation_checkpointing=full; neither "
             "changes the result. Then go on with --resume."
         ) from error
     _finish(run, loaded, prepared, _kl(run, prepared))

@@ -74,12 +74,11 @@ def _does_not_fit(case: Case) -> str:
     """Why nothing fits, and what would help."""
     memory = MEMORY_SHARE * case.memory
     states = state_memory(case.shape, case.setting).peak
-    longest = int(case.lengths.sum(axis=1).max())
     cause = (
         f"weights, gradients and optimizer take {states / GIB:.1f} GiB"
         if states > memory
-        else f"the longest pair, {longest:,} tokens, does not fit beside {states / GIB:.1f} GiB of "
-        "weights, gradients and optimizer"
+        else f"the longest pair, {case.longest_pair:,} tokens, does not fit beside "
+        f"{states / GIB:.1f} GiB of weights, gradients and optimizer"
     )
     ways = [] if case.shape.adapters else ["train adapters (model.lora.rank=16)"]
     if not case.hardware.device.is_cpu:

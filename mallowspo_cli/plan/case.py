@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from mallowspo_cli.packing.layout import Layout
+from mallowspo_cli.packing.packer import size_of
 from mallowspo_cli.plan.hardware import Hardware
 from mallowspo_cli.plan.memory import peak_memory
 from mallowspo_cli.plan.propose import (
@@ -51,6 +52,11 @@ class Case:
         """Pairs of a step."""
         return self.recipe.train.global_batch_size
 
+    @property
+    def longest_pair(self) -> int:
+        """Tokens, as it lies."""
+        return max(size_of(row, self.layout) for row in self.lengths)
+
     @cached_property
     def steps(self) -> int:
         """Of the run."""
@@ -87,6 +93,15 @@ class Case:
             *(self.shape, self.setting, self.memory, self.lengths, self.batch_size),
             *(checkpointing, self.layout),
         )
+
+    def written(self) -> Findings:
+        """What the recipe says; where it leaves the size of packs to the machine, as training
+        settles it: the largest that fit, or else as small as the longest pair.
+        """
+        train = self.recipe.train
+        policy = train.activation_checkpointing
+        tokens = train.pack_tokens or self.pack_tokens(policy) or self.longest_pair
+        return {**self.option(tokens, policy), "pack_tokens_given": train.pack_tokens is not None}
 
     def on(self, devices: int) -> "Case":
         """The same on other devices of a node."""

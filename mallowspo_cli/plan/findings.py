@@ -20,7 +20,7 @@ def find(case: Case) -> Findings:
     _check_batch(case.batch_size, case.hardware.world_size)
     train = case.recipe.train
     proposal = case.proposal()
-    written = case.option(train.pack_tokens, train.activation_checkpointing)
+    written = case.written()
     proposed = proposal and case.option(proposal.pack_tokens, proposal.checkpointing)
     checkpointing = proposal.checkpointing if proposal else train.activation_checkpointing
     gain = None

@@ -153,10 +153,20 @@ def _this_machine() -> Hardware:
     )
 
 
+def own_memory() -> float:
+    """Bytes of this process's device: the first GPU that it sees, or this machine's memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return _physical_memory()
+
+
 def _cpu() -> Device:
     """This machine's CPU and memory; its rate is not known before it is measured."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("cpu", 0.0, 0.0, memory)
+    return Device("cpu", 0.0, 0.0, _physical_memory())
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def matmul_rate(dtype: torch.dtype) -> float:

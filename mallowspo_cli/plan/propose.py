@@ -13,7 +13,7 @@ from mallowspo_cli.recipe.choices import ActivationCheckpointing
 
 MEMORY_SHARE = 0.9
 """Of the memory, what a plan may fill: the rest is for the device's own use and for gaps."""
-MOST_TOKENS = 2**15
+MOST_TOKENS = {"cuda": 2**15, "cpu": 2**12}
 """Of a pack: more make nothing faster."""
 POLICIES = (
     ActivationCheckpointing.none,
@@ -76,7 +76,7 @@ def proposed_pack_tokens(
     """
     longest, most = _bounds(lengths, batch_size / setting.world_size, layout)
     found = None
-    for tokens in _sizes(longest, most):
+    for tokens in _sizes(longest, most, MOST_TOKENS[setting.device]):
         pack = largest_pack(lengths, batch_size, setting.world_size, tokens, layout)
         if peak_memory(shape, setting, pack, checkpointing).peak > MEMORY_SHARE * memory:
             break
@@ -102,9 +102,9 @@ def _bounds(lengths: Lengths, pairs: float, layout: Layout) -> tuple[int, float]
     return int(each.max()), min(float(most), pairs * float(each.max()))
 
 
-def _sizes(longest: int, most: float) -> list[int]:
+def _sizes(longest: int, most: float, limit: int) -> list[int]:
     """Sizes from the first that holds the longest pair to the first that holds `most`."""
     sizes = sorted(n for power in range(7, 31) for n in (2**power, 3 * 2 ** (power - 1)))
     first = next(size for size in sizes if size >= longest)
-    last = max(first, min(MOST_TOKENS, next(size for size in sizes if size >= most)))
+    last = max(first, min(limit, next(size for size in sizes if size >= most)))
     return [size for size in sizes if first <= size <= last]

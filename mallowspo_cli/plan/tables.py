@@ -42,9 +42,7 @@ def print_plan(findings: Findings) -> None:
         "an optimizer step": STEP,
         "the run": RUN,
     }
-    options = {"as written": findings["as_written"]}
-    if findings["proposed"]:
-        options["proposed"] = findings["proposed"]
+    options = _options(findings)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("predicted", no_wrap=True)
     for name in options:
@@ -62,6 +60,22 @@ def print_plan(findings: Findings) -> None:
     out.print("what to look at:", style="bold")
     for line in findings["warnings"] or [NOTHING]:
         out.print(f"- {line}", soft_wrap=True)
+
+
+def _options(findings: Findings) -> dict[str, Findings]:
+    """A column for what the recipe says, and one for the proposal where it is another."""
+    written, proposed = findings["as_written"], findings["proposed"]
+    knobs = ("pack_tokens", "activation_checkpointing")
+    if proposed is None:
+        return {"as written": written}
+    if all(written[knob] == proposed[knob] for knob in knobs):
+        return {"as written, as proposed": written}
+    return {"as written": written, "proposed": proposed}
+
+
+def _pack_tokens(option: Findings) -> str:
+    given = option.get("pack_tokens_given", True)
+    return f"{option['pack_tokens']}" if given else f"null: {option['pack_tokens']}"
 
 
 def _introduction(findings: Findings) -> Sequence[str]:
@@ -83,7 +97,7 @@ def _bytes(part: str) -> Callable[[Findings], str]:
 
 
 SETTING: tuple[Row, ...] = (
-    ("train.pack_tokens", lambda option: f"{option['pack_tokens']}"),
+    ("train.pack_tokens", _pack_tokens),
     ("train.activation_checkpointing", lambda option: option["activation_checkpointing"]),
 )
 MEMORY: tuple[Row, ...] = (
@@ -96,11 +110,11 @@ STEP: tuple[Row, ...] = (
     ("packs of a process", lambda option: f"{option['step']['packs']:.1f}"),
     ("fill", lambda option: f"{option['step']['fill']:.1%}"),
     ("busiest process over the mean", lambda option: f"{option['step']['imbalance']:.3f}"),
-    ("TFLOP, all processes", lambda option: f"{option['step']['flops'] / 1e12:,.3g}"),
+    ("TFLOP, all processes", lambda option: short(option["step"]["flops"] / 1e12)),
     ("computing", lambda option: duration(option["step"]["compute_seconds"])),
     ("sending weights and gradients", lambda option: duration(option["step"]["traffic_seconds"])),
     ("time of a step", lambda option: duration(option["step"]["seconds"])),
-    ("pairs/s", lambda option: f"{option['step']['pairs_per_second']:,.3g}"),
+    ("pairs/s", lambda option: short(option["step"]["pairs_per_second"])),
     ("useful share of the peak (MFU)", lambda option: f"{option['step']['mfu']:.0%}"),
 )
 RUN: tuple[Row, ...] = (
@@ -112,9 +126,10 @@ RUN: tuple[Row, ...] = (
 
 def _gain_line(findings: Findings) -> str:
     gain, epochs = findings["gain"], findings["run"]["epochs"]
+    over = "one epoch" if epochs == 1 else f"{epochs} epochs"
     return (
         f"against padded random batches of {BATCH} pairs: {gain['tokens']:.2f} times fewer tokens, "
-        f"{gain['flops']:.2f} times fewer FLOPs in training; over {epochs} epochs with the "
+        f"{gain['flops']:.2f} times fewer FLOPs in training; over {over} with the "
         f"reference pass {gain['flops_with_reference']:.2f} times, and "
         f"{gain['flops_live_reference']:.2f} times against a reference that runs in every step. "
         "Tokens and FLOPs are not time."
@@ -140,7 +155,13 @@ def duration(seconds: float) -> str:
     """A time in the unit that suits it; a dash for none."""
     if seconds == 0:
         return "-"
-    for unit, name in ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.3g} {name}"
-    return f"{seconds * 1e6:.3g} us"
+    units = ((2 * 86400, 86400, "days"), (2 * 3600, 3600, "h"), (120, 60, "min"), (1, 1, "s"))
+    for least, unit, name in (*units, (1e-3, 1e-3, "ms")):
+        if seconds >= least:
+            return f"{short(seconds / unit)} {name}"
+    return f"{short(seconds * 1e6)} us"
+
+
+def short(number: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

@@ -256,8 +256,9 @@ class TrainConfig:
     """Compute type; master weights and statistics stay float32. auto: bf16 where this machine
     computes in it, else fp32 (a CPU without it is many times slower in bf16); a run's recipe.yaml
     says which it was."""
-    pack_tokens: int = 4096
-    """Tokens a forward and backward pass may hold. Memory only: losses agree."""
+    pack_tokens: int | None = None
+    """Tokens a forward and backward pass may hold; null: what this machine has room for, as
+    `mallowspo plan` says. Memory only: losses agree."""
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
     """selective recomputes what lies between matrix products in the backward pass: about a third
     less memory for a few per cent more time. full recomputes every block: the least memory, about a

@@ -1,6 +1,7 @@
 """`mallowspo plan`: a prediction from a configuration and lengths, without weights."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ def large(tmp_path: Path, tiny_directory: Path, tiny_words: list[str]) -> list[s
 
 
 def test_the_table_says_what_json_says(mallowspo: Command, tiny_words: list[str]) -> None:
-    plan = found(mallowspo, [*tiny_words, "hardware=cpu", RATE])
-    done = mallowspo("plan", *tiny_words, "hardware=cpu", RATE)
+    words = [*tiny_words, "train.pack_tokens=70", "hardware=cpu", RATE]
+    plan, done = found(mallowspo, words), mallowspo("plan", *words)
     assert done.code == 0, done.err
     written, proposed = plan["as_written"], plan["proposed"]
 
@@ -83,6 +84,21 @@ def test_numbers_of_a_plan_fit_each_other(mallowspo: Command, tiny_words: list[s
     # sft reads no reference.
     alone = found(mallowspo, [*tiny_words, "objective=sft", "hardware=cpu", RATE])
     assert alone["proposed"]["reference_seconds"] == 0
+
+
+def test_a_recipe_that_leaves_packs_to_the_machine_has_one_column(
+    mallowspo: Command, tiny_words: list[str]
+) -> None:
+    words = [*tiny_words, "train.pack_tokens=null", "hardware=cpu", RATE]
+    plan, done = found(mallowspo, words), mallowspo("plan", *words)
+    tokens = plan["proposed"]["pack_tokens"]
+    assert plan["as_written"]["pack_tokens"] == tokens
+    assert "as written, as proposed" in done.out
+    assert re.search(rf"train.pack_tokens +null: {tokens}\b", done.out)
+    # Under a policy that is given, the largest packs for it.
+    full = found(mallowspo, [*words, "train.activation_checkpointing=full"])
+    assert full["as_written"]["activation_checkpointing"] == "full"
+    assert full["proposed"]["activation_checkpointing"] == "none"
 
 
 def test_a_proposal_is_words_for_train(mallowspo: Command, tiny_words: list[str]) -> None:

@@ -12,7 +12,10 @@ from mallowspo_cli.data.table import TokenizedPair
 from mallowspo_cli.models.attention import NAME, obstacle_to_sharing
 from mallowspo_cli.models.checkpointing import checkpoint_blocks
 from mallowspo_cli.packing.layout import Layout, collate
-from mallowspo_cli.recipe.choices import ActivationCheckpointing
+from mallowspo_cli.plan.memory import peak_memory
+from mallowspo_cli.plan.setting import PackSize, Setting
+from mallowspo_cli.plan.shapes import ModelShape
+from mallowspo_cli.recipe.choices import ActivationCheckpointing, Precision
 from mallowspo_cli.scoring import PairScorer
 from tests.models.families import FAMILIES, PADDED, SHARED, VOCABULARY, build
 
@@ -217,3 +220,17 @@ def test_sampling_is_that_of_the_models_own_attention(family: str) -> None:
         for model in (build(family, NAME), plain(family))
     ]
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_memory_of_a_step_can_be_foreseen(family: str) -> None:
+    model = build(family, None)
+    shape = ModelShape.of(model)
+    assert shape.parameters == shape.trained == sum(p.numel() for p in model.parameters())
+    assert len(shape.blocks) == 2
+    setting = Setting(Precision.fp32, cpu=True)
+    peaks = [
+        peak_memory(shape, setting, PackSize.of([lengths] * 8), ActivationCheckpointing.none).peak
+        for lengths in ((20, 30, 40), (40, 60, 80))
+    ]
+    assert 16 * shape.parameters < peaks[0] < peaks[1] < 16 * shape.parameters + 2**27

@@ -1,0 +1,52 @@
+"""The size of a run's packs, where the recipe leaves it to the machine."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from mallowspo_cli.data.table import TokenizedPairs
+from mallowspo_cli.distributed import log
+from mallowspo_cli.errors import ModelError
+from mallowspo_cli.packing.packer import lengths_of
+from mallowspo_cli.plan.hardware import own_memory
+from mallowspo_cli.plan.propose import proposed_pack_tokens
+from mallowspo_cli.plan.setting import Setting
+from mallowspo_cli.plan.shapes import ModelShape
+from mallowspo_cli.recipe.schema import Recipe
+from mallowspo_cli.scoring import PairScorer
+
+OTHERWISE = 4096
+"""Tokens of a pack where the memory of a model cannot be foreseen."""
+
+
+def pack_tokens_of(
+    recipe: Recipe, run_directory: Path, scorer: PairScorer, pairs: TokenizedPairs
+) -> int:
+    """The recipe's `train.pack_tokens`; what the run began with; or what this machine has room for.
+
+    A resumed run goes on with the packs that it had, so that its numbers are the same.
+    """
+    train = recipe.train
+    if train.pack_tokens is not None:
+        return train.pack_tokens
+    file = run_directory / "environment.json"
+    if file.is_file() and (before := json.loads(file.read_text()).get("pack_tokens")):
+        return before
+    try:
+        shape = ModelShape.of(scorer.model)
+    except ModelError:
+        return OTHERWISE
+    setting = Setting(train.precision, cpu=not torch.cuda.is_available())
+    proposed = proposed_pack_tokens(
+        *(shape, setting, own_memory(), lengths_of(pairs), train.global_batch_size),
+        *(train.activation_checkpointing, scorer.layout),
+    )
+    if proposed is None:
+        log.info(
+            "this machine's memory may not suffice: `mallowspo plan` says for what. Trying with "
+            "packs as small as the longest pair."
+        )
+        return 1
+    log.info("packs of up to %d tokens (train.pack_tokens)", proposed)
+    return proposed
