@@ -44,7 +44,7 @@ def tiny(words: list[str]) -> list[str]:
     """The same command on the tiny model and a small file."""
     data = ["dataset=local", "dataset.path=pairs.jsonl", "dataset.eval_size=4"]
     named = {word.partition("=")[0] for word in words}
-    if words[0] in ("train", "cache-ref", "cache", "data", "dispersion"):
+    if words[0] in ("train", "cache-ref", "cache", "data", "dispersion", "plan"):
         kept = [w for w in words if not w.startswith(("model", "dataset"))]
         return [*kept, "model=tiny_random", *data, *SMALL]
     if words[:2] == ["eval", "preferences"]:

@@ -104,6 +104,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 ones = torch.ones_like(found.sums)
                 options = (targets[rows], found.maxima, found.sums, ones, transform)
                 directions[rows] = logit_gradients(logits, *options, overwrite=True) @ weight
+            # Before the next chunk's are there.
+            del logits
         ctx.save_for_backward(hidden, weight, bias, targets, maxima, sums, directions, *kept)
         ctx.frozen, ctx.transform = frozen, transform
         ctx.mark_non_differentiable(entropies)
@@ -133,6 +135,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 grad_hidden[rows] = grad @ weight
             if grad_weight is not None:
                 _add_product_(grad_weight, grad.T, hidden[rows])
+            del logits, grad
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         if grad_bias is not None:
