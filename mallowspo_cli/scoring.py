@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mallowspo_cli.models.attention import scoring
@@ -56,7 +55,7 @@ class PairScorer(nn.Module):
         tokens = head(rows, batch.target_ids, entropy=entropy)
 
         responses = 2 * len(batch.pair_ids)
-        counts = torch.bincount(batch.response_index, minlength=responses)
+        counts = batch.response_tokens
         logps = _sum(tokens.logps, batch.response_index, responses)
         scores = PairScores(*_split(logps), *_split(counts))
         if not entropy:

@@ -10,7 +10,7 @@ from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.packing.packer import lengths_of
 from mallowspo_cli.plan.hardware import own_memory
-from mallowspo_cli.plan.propose import proposed_pack_tokens
+from mallowspo_cli.plan.propose import proposed_pack_tokens, smallest_budget
 from mallowspo_cli.plan.setting import Setting
 from mallowspo_cli.plan.shapes import ModelShape
 from mallowspo_cli.recipe.schema import Recipe
@@ -37,16 +37,17 @@ def pack_tokens_of(
         shape = ModelShape.of(scorer.model)
     except ModelError:
         return OTHERWISE
+    lengths = lengths_of(pairs)
     setting = Setting(train.precision, cpu=not torch.cuda.is_available())
     proposed = proposed_pack_tokens(
-        *(shape, setting, own_memory(), lengths_of(pairs), train.global_batch_size),
+        *(shape, setting, own_memory(), lengths, train.global_batch_size),
         *(train.activation_checkpointing, scorer.layout),
     )
     if proposed is None:
         log.info(
             "this machine's memory may not suffice: `mallowspo plan` says for what. Trying with "
-            "packs as small as the longest pair."
+            "packs no larger than the longest pair."
         )
-        return 1
+        return smallest_budget(lengths, scorer.layout)
     log.info("packs of up to %d tokens (train.pack_tokens)", proposed)
     return proposed

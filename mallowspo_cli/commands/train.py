@@ -31,11 +31,13 @@ from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import MallowsPOError, TrainingError
 from mallowspo_cli.evaluation.generate import SequenceKL, sample_pairs, sequence_kl
 from mallowspo_cli.files import whole_directory, write_json, write_text
+from mallowspo_cli.models.fusion import check_liger
 from mallowspo_cli.models.load import load_model, load_policy
 from mallowspo_cli.objectives.base import objective_name
 from mallowspo_cli.recipe.choices import Precision
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 from mallowspo_cli.recipe.schema import Recipe
+from mallowspo_cli.reference.build import out_of_memory
 from mallowspo_cli.report.model_card import model_card
 from mallowspo_cli.report.run_report import write_report
 from mallowspo_cli.scoring import PairScorer
@@ -71,6 +73,8 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
     one_process("train")
     recipe = loaded.recipe
     trackers = _trackers(recipe)
+    if recipe.train.liger:
+        check_liger()
     prepared = prepare(recipe, loaded.words)
     known = known_pairs(recipe, prepared)
     pairs = known.train_pairs
@@ -108,11 +112,14 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool) -> None:
         )
     try:
         fit(run, recipe.objective, reference, state)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         raise TrainingError(
-            f"out of memory after step {state.step}. Lower train.pack_tokens (now "
-            f"{pack_tokens}), or set train.activation_checkpointing=full; neither "
-            "changes the result. Then go on with --resume."
+            f"out of memory after step {state.step}. Lower train.pack_tokens (now {pack_tokens}), "
+            "or set train.activation_checkpointing=full; where it was an evaluation, lower "
+            f"reference.pack_tokens (now {recipe.reference.pack_tokens}). None of them changes the "
+            "result. Then go on with --resume."
         ) from error
     _finish(run, loaded, prepared, _kl(run, prepared))
     accelerator.end_training()

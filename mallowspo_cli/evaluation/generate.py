@@ -91,7 +91,7 @@ def sequence_kl(
     samples: Sequence[TokenizedPair],
     device: torch.device,
     max_tokens: int,
-    layout: Layout = Layout.shared,
+    layout: Layout,
 ) -> SequenceKL:
     """Mean of log pi(y|x) - log pi_ref(y|x) over sampled responses."""
     gaps: list[float] = []

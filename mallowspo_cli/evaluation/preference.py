@@ -72,7 +72,7 @@ def evaluate_preferences(
     reference: Reference | None,
     pack_tokens: int,
     device: torch.device,
-    layout: Layout = Layout.shared,
+    layout: Layout,
 ) -> PreferenceReport:
     """Score held-out pairs and sum them up.
 

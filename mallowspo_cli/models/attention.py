@@ -5,9 +5,12 @@ mask; anywhere else (sampling, say) it is plain masked attention. Every kernel c
 function; which one runs depends on what the device has.
 """
 
+import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mallowspo_cli.distributed import log
-from mallowspo_cli.errors import ModelError
+from mallowspo_cli.errors import ModelError, first_line
 from mallowspo_cli.models.kernels import bottom_right, choose_kernel, explicit_attention
 from mallowspo_cli.models.segments import Segments
 
@@ -27,6 +30,8 @@ NAME = "mallowspo"
 AUTO = "auto"
 UNSUPPORTED = ("s_aux", "position_bias")
 """What a model may hand to its attention that the kernels here do not know."""
+OWN_MASKS = ("doge",)
+"""Types of models that compute their masks layer by layer."""
 SHARED_LAYERS = {"full_attention", "sliding_attention"}
 
 _scoring: ContextVar[bool] = ContextVar("scoring", default=False)
@@ -73,21 +78,35 @@ def segment_attention(
             return attended.transpose(1, 2).contiguous(), None
         options = {"scaling": scaling, "dropout": dropout, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    for name in UNSUPPORTED:
-        if kwargs.get(name) is not None:
-            raise ModelError(
-                f"{type(module).__name__} has attention with {name}, which cannot be computed over "
-                "shared prompts. Set model.attention=eager."
-            )
+    unknown = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
+    if attention_mask is not None:
+        unknown.append("a mask of its own")
+    if unknown:
+        raise ModelError(
+            f"{type(module).__name__} has attention with {unknown[0]}, which cannot be computed "
+            "over shared prompts. Set model.attention=eager."
+        )
     if dropout:
         raise ModelError(f"{type(module).__name__} has attention dropout {dropout}; it must be 0.")
+    window = sliding_window or _window_of(module)
     device = query.device.type
     if torch.is_autocast_enabled(device):
         # Rotations come in float32, and not every kernel is known to autocast.
         dtype = torch.get_autocast_dtype(device)
         query, key, value = (part.to(dtype) for part in (query, key, value))
-    kernel = choose_kernel(device, query.dtype, query.shape[-1], softcap is not None)
-    return kernel(query, key, value, segments, scaling, sliding_window, softcap), None
+    widths = (query.shape[-1], value.shape[-1])
+    kernel = choose_kernel(device, query.dtype, widths, softcap is not None)
+    return kernel(query, key, value, segments, scaling, window, softcap), None
+
+
+def _window_of(module: nn.Module) -> int | None:
+    """The window of a layer whose model puts it into the mask alone."""
+    config: Any = getattr(module, "config", None)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or kinds is None:
+        return window
+    return window if kinds[module.layer_idx] == "sliding_attention" else None  # type: ignore[index]
 
 
 def segment_mask(**kwargs: Any) -> Tensor | None:
@@ -110,11 +129,15 @@ def resolve_attention(directory: Path, attention: str) -> str:
     """The attention implementation that `model.attention` means for a model directory.
 
     Raises:
-        ModelError: prompts cannot be shared where the recipe asks for it.
+        ModelError: no model that transformers knows, or prompts cannot be shared where the recipe
+            asks for it.
     """
     if attention not in (AUTO, NAME):
         return attention
-    config = AutoConfig.from_pretrained(directory)
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model in {directory}: {first_line(error)}") from error
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     obstacle = obstacle_to_sharing(kind, config)
     if obstacle is None:
@@ -122,8 +145,13 @@ def resolve_attention(directory: Path, attention: str) -> str:
     if attention == NAME:
         raise ModelError(f"model.attention={NAME} cannot be used: {obstacle}.")
     other = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
-    log.info("padded batches with %s attention, since %s", other, obstacle)
+    _say_once(f"padded batches with {other} attention, since {obstacle}")
     return other
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.info(text)
 
 
 def obstacle_to_sharing(kind: type | None, config: Any) -> str | None:
@@ -135,6 +163,8 @@ def obstacle_to_sharing(kind: type | None, config: Any) -> str | None:
     layers = set(getattr(text, "layer_types", None) or SHARED_LAYERS)
     if others := sorted(layers - SHARED_LAYERS):
         return f"{name} has layers of {', '.join(others)}"
-    if getattr(text, "model_type", "") == "gpt_oss":
-        return f"{name} has attention sinks"
-    return None
+    if text.model_type in OWN_MASKS:
+        return f"{name} masks attention in a way of its own"
+    source = inspect.getsource(sys.modules[kind.__module__]) if kind else ""
+    handed = [f"{argument}=" in source for argument in UNSUPPORTED]
+    return f"{name} has attention sinks or position biases" if any(handed) else None

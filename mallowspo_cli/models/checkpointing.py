@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from mallowspo_cli.errors import ModelError, first_line
+from mallowspo_cli.models.kernels import flash_function, varlen_function
 from mallowspo_cli.recipe.choices import ActivationCheckpointing
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm")
@@ -26,30 +28,36 @@ def checkpoint_blocks(model: nn.Module, policy: ActivationCheckpointing) -> None
     none keeps everything, full only the input of each block, selective the input and the results of
     matrix products and attention: norms, activations and rotations are computed again, which takes
     a few per cent more operations and no matrix product.
+
+    Raises:
+        ModelError: the model cannot compute its blocks again.
     """
     if policy is ActivationCheckpointing.none:
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if policy is ActivationCheckpointing.selective:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
-    model.activation_checkpointing_enable(options)  # type: ignore[operator]
+        keep = partial(_keep, _kept())
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, keep)
+    try:
+        model.activation_checkpointing_enable(options)  # type: ignore[operator]
+    except ValueError as error:
+        raise ModelError(
+            f"train.activation_checkpointing={policy.value}: {first_line(error)} Set it to none."
+        ) from error
 
 
-def _keep_products(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    kept = operator in _kept()
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+def _keep(
+    kept: set[Any], _context: Any, operator: Any, *_args: Any, **_kwargs: Any
+) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _kept() -> set[Any]:
-    """The operators to keep, those that this torch has."""
-    if not _operators:
-        packets = [getattr(torch.ops.aten, name, None) for name in (*PRODUCTS, *ATTENTION)]
+    """The operators to keep, those that are there."""
+    packets = [getattr(torch.ops.aten, name, None) for name in (*PRODUCTS, *ATTENTION)]
+    if varlen_function() is not None:
         packets.append(getattr(torch.ops.torch_attn, "_varlen_attn", None))
+    if flash_function() is not None:
         packets.append(getattr(torch.ops.flash_attn, "_flash_attn_varlen_forward", None))
-        for packet in packets:
-            if packet is not None:
-                _operators.update(getattr(packet, name) for name in packet.overloads())
-    return _operators
-
-
-_operators: set[Any] = set()
+    found = [packet for packet in packets if packet is not None]
+    return {getattr(packet, name) for packet in found for name in packet.overloads()}

@@ -27,7 +27,7 @@ class ForwardFlops:
         head: Any = model.get_output_embeddings()  # type: ignore[operator]
         # A model without attention has no heads.
         heads = getattr(config, "num_attention_heads", None) or 0
-        width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+        width = head_dim(config)
         return cls(
             per_token=2.0 * _block_parameters(model.base_model, config),  # type: ignore[arg-type]
             per_visible=4.0 * heads * width * config.num_hidden_layers,
@@ -47,6 +47,17 @@ class ForwardFlops:
         )
 
 
+def head_dim(config: Any) -> int:
+    """Width of a head; that of the stream in a model without attention."""
+    heads = getattr(config, "num_attention_heads", None) or 1
+    try:
+        width = getattr(config, "head_dim", None)
+    except RuntimeError:
+        # Layers of several widths, of which transformers names none.
+        width = None
+    return width or config.hidden_size // heads
+
+
 def _block_parameters(backbone: nn.Module, config: Any) -> float:
     """Parameters of the matrices that every token is multiplied with."""
     embeddings = {id(m.weight) for m in backbone.modules() if isinstance(m, nn.Embedding)}
@@ -56,6 +67,7 @@ def _block_parameters(backbone: nn.Module, config: Any) -> float:
     share = 0.0
     if experts:
         names = ("num_experts", "num_local_experts", "n_routed_experts")
-        total = next((v for name in names if (v := getattr(config, name, None))), None)
-        share = config.num_experts_per_tok / total if total else 1.0
+        total = next((v for name in names if (v := getattr(config, name, None))), 1)
+        used = ("num_experts_per_tok", "top_k_experts")
+        share = next((v for name in used if (v := getattr(config, name, None))), total) / total
     return sum(p.numel() for p in matrices) + share * sum(p.numel() for p in experts)

@@ -25,17 +25,26 @@ def compile_blocks(model: nn.Module) -> None:
         block.compile(dynamic=True)
 
 
+def check_liger() -> None:
+    """Before anything else is done.
+
+    Raises:
+        ModelError: the package or a GPU is missing.
+    """
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise ModelError("train.liger=true needs liger-kernel: pip install 'mallowspo[liger]'")
+    if not torch.cuda.is_available():
+        raise ModelError("train.liger=true needs a GPU. Leave it out here.")
+
+
 def use_liger(model: nn.Module) -> None:
     """Replace norms, rotations and gated activations by Liger's Triton kernels.
 
     Raises:
         ModelError: the package or a GPU is missing, or it does not know the architecture.
     """
+    check_liger()
     kind = model.config.model_type  # type: ignore[union-attr]
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise ModelError("train.liger=true needs liger-kernel: pip install 'mallowspo[liger]'")
-    if not torch.cuda.is_available():
-        raise ModelError("train.liger=true needs a GPU. Leave it out here.")
     from liger_kernel.transformers import monkey_patch  # type: ignore[import-not-found]
 
     # Of a type that it does not know it would say nothing.

@@ -152,8 +152,11 @@ def install_head(model: nn.Module) -> None:
     head = model.get_output_embeddings()  # type: ignore[operator]
     # A subclass may do more to its input than the layer that would stand in its place.
     if type(head) not in (nn.Linear, LogprobHead):
-        name = type(model).__name__
-        raise ModelError(f"{name} has no linear output layer, so its log-probs cannot be computed.")
+        name, found = type(model).__name__, type(head).__name__
+        raise ModelError(
+            f"{name} has no linear output layer, so its log-probs cannot be computed: found "
+            f"{found}. Adapters on the output layer are not supported (model.lora.target_modules)."
+        )
     others = [
         path
         for path, child in model.named_children()

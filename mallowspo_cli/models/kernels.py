@@ -27,17 +27,22 @@ heads are grouped where K < H."""
 
 
 @cache
-def choose_kernel(device: str, dtype: torch.dtype, head_dim: int, softcap: bool) -> Kernel:
-    """The fastest kernel that can compute it here; says which, once."""
+def choose_kernel(
+    device: str, dtype: torch.dtype, widths: tuple[int, int], softcap: bool
+) -> Kernel:
+    """The fastest kernel that can compute it here; says which, once.
+
+    `widths` are those of a head's queries and of its values.
+    """
     kernel: Kernel
-    if device != "cuda":
+    if device != "cuda" or widths[0] != widths[1]:
         kernel = explicit_kernel if softcap else sdpa_kernel
-    elif dtype not in FLASH_TYPES or head_dim > 256:
+    elif dtype not in FLASH_TYPES or widths[0] > 256 or widths[0] % 8:
         kernel = flex_kernel
-    elif not softcap and _torch_varlen() is not None:
+    elif not softcap and varlen_function() is not None:
         kernel = varlen_kernel
     else:
-        kernel = flash_attn_kernel if _flash_attn() is not None else flex_kernel
+        kernel = flash_attn_kernel if flash_function() is not None else flex_kernel
     log.info("attention over shared prompts: %s", kernel.__name__.removesuffix("_kernel"))
     return kernel
 
@@ -158,7 +163,7 @@ def varlen_kernel(
     softcap: float | None,
 ) -> Tensor:
     """torch's attention over sequences of different lengths, with keys gathered by segment."""
-    varlen = _torch_varlen()
+    varlen = varlen_function()
     assert varlen is not None
     assert softcap is None
     q, k, v = _gathered(query, key, value, segments)
@@ -182,7 +187,7 @@ def flash_attn_kernel(
     softcap: float | None,
 ) -> Tensor:
     """The flash-attn package's, with keys gathered by segment."""
-    flash = _flash_attn()
+    flash = flash_function()
     assert flash is not None
     q, k, v = _gathered(query, key, value, segments)
     queries, keys = segments.longest
@@ -206,9 +211,8 @@ def flex_kernel(
     softcap: float | None,
 ) -> Tensor:
     """FlexAttention with a block mask: for float32, capped scores and odd head sizes on CUDA."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
     tokens, device = query.shape[2], query.device
+    flex_attention, create_block_mask = _flex(device.type)
     blocks = segments.made_once(
         ("blocks", window),
         lambda: create_block_mask(segments.sees(window), None, None, tokens, tokens, device),
@@ -217,7 +221,7 @@ def flex_kernel(
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return score if softcap is None else softcap * torch.tanh(score / softcap)
 
-    attended = _flex(device.type)(
+    attended = flex_attention(
         *(query, key, value),
         score_mod=None if softcap is None else capped,
         block_mask=blocks,
@@ -270,7 +274,7 @@ class _GatherKeys(torch.autograd.Function):
 
 
 @cache
-def _torch_varlen() -> Callable[..., Any] | None:
+def varlen_function() -> Callable[..., Any] | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -280,7 +284,7 @@ def _torch_varlen() -> Callable[..., Any] | None:
 
 
 @cache
-def _flash_attn() -> Callable[..., Tensor] | None:
+def flash_function() -> Callable[..., Tensor] | None:
     try:
         from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
     except ImportError:
@@ -289,7 +293,17 @@ def _flash_attn() -> Callable[..., Tensor] | None:
 
 
 @cache
-def _flex(device: str) -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
+def _flex(device: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """FlexAttention and what makes its masks. On CUDA both are compiled: as they are they make
+    tensors of all tokens by all tokens.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention  # type: ignore[return-value]
+    if device != "cuda":
+        return flex_attention, create_block_mask
+    # A graph for each window, with and without gradients; at the limit it would not be compiled.
+    import torch._dynamo
+
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 64)
+    return torch.compile(flex_attention, dynamic=True), torch.compile(create_block_mask)

@@ -3,12 +3,12 @@
 Shared: one row, each prompt once, its two responses branching off it; attention goes by segments.
 Padded: two rows a pair, filled up on the right, for models whose attention cannot be told of
 segments. Attention is causal there, so no token sees the padding behind it and no mask is needed.
-Only this package, `models/segments.py`, `models/attention.py`, the head and `scoring.py` know the
-layout.
+What lies where is known to this package, `models/segments.py` and its kernels, and `scoring.py`;
+others only pass a `Layout` on.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 import numpy as np
@@ -40,8 +40,9 @@ class PairBatch:
     pair_ids: list[str]
     input_ids: Tensor
     """(1, T) int64; padded: (R, T), row 2 i the chosen response of pair i, 2 i + 1 the rejected."""
-    position_ids: Tensor
-    """The shape of `input_ids`, int64: where each token would be if its response were alone."""
+    position_ids: Tensor | None
+    """(1, T) int64: where each token would be if its response were alone; None in the padded
+    layout, where it is its column."""
     segments: Segments | None
     """What each token sees; None in the padded layout."""
     source_index: Tensor
@@ -50,6 +51,8 @@ class PairBatch:
     """(N,) the response tokens."""
     response_index: Tensor
     """(N,) which response each belongs to: 2 i chosen, 2 i + 1 rejected of pair i."""
+    response_tokens: Tensor
+    """(2 B,) int64: response tokens of each."""
 
     def to(self, device: torch.device) -> "PairBatch":
         """The same pack on another device."""
@@ -59,7 +62,7 @@ class PairBatch:
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         segments = None if self.segments is None else self.segments.to(device)
-        return PairBatch(pair_ids=self.pair_ids, segments=segments, **moved)
+        return replace(self, segments=segments, **moved)
 
 
 def collate(
@@ -77,16 +80,17 @@ def collate(
     return PairBatch(
         pair_ids=[pair.pair_id for pair in pairs],
         input_ids=torch.as_tensor(rows),
-        position_ids=torch.as_tensor(positions),
+        position_ids=None if positions is None else torch.as_tensor(positions),
         segments=Segments.of(lengths) if layout is Layout.shared else None,
         source_index=torch.as_tensor(np.concatenate(sources)),
         target_ids=torch.as_tensor(np.concatenate(responses).astype(np.int64)),
         response_index=torch.repeat_interleave(torch.arange(len(responses)), counts),
+        response_tokens=counts,
     )
 
 
-Laid = tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[np.int64]]]
-"""Tokens, positions, and for each response the flat places that predict it."""
+Laid = tuple[NDArray[np.int64], NDArray[np.int64] | None, list[NDArray[np.int64]]]
+"""Tokens, positions unless they are columns, and the flat places that predict each response."""
 
 
 def _in_a_row(pairs: Sequence[TokenizedPair]) -> Laid:
@@ -120,4 +124,4 @@ def _in_rows(pairs: Sequence[TokenizedPair], pad_id: int) -> Laid:
         tokens[index, : len(prompt)] = prompt
         tokens[index, len(prompt) : end] = response
         sources.append(index * width + np.arange(len(prompt) - 1, end - 1))
-    return tokens, np.tile(np.arange(width), (len(rows), 1)), sources
+    return tokens, None, sources

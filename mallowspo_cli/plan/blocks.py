@@ -113,9 +113,3 @@ def norms_of(
             # A norm within heads runs over all heads of the queries, or of the keys.
             over = per_head if width == head_dim != hidden else float(width)
             yield over, isinstance(module, (nn.LayerNorm, nn.RMSNorm))
-
-
-def head_dim(config: Any) -> int:
-    """Width of a head; that of the stream in a model without attention."""
-    heads = getattr(config, "num_attention_heads", None) or 1
-    return getattr(config, "head_dim", None) or config.hidden_size // heads

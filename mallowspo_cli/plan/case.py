@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any
 
 from mallowspo_cli.packing.layout import Layout
-from mallowspo_cli.packing.packer import size_of
 from mallowspo_cli.plan.hardware import Hardware
 from mallowspo_cli.plan.memory import peak_memory
 from mallowspo_cli.plan.propose import (
@@ -14,6 +13,7 @@ from mallowspo_cli.plan.propose import (
     largest_pack,
     propose,
     proposed_pack_tokens,
+    smallest_budget,
 )
 from mallowspo_cli.plan.setting import Setting
 from mallowspo_cli.plan.shapes import ModelShape
@@ -52,10 +52,10 @@ class Case:
         """Pairs of a step."""
         return self.recipe.train.global_batch_size
 
-    @property
+    @cached_property
     def longest_pair(self) -> int:
         """Tokens, as it lies."""
-        return max(size_of(row, self.layout) for row in self.lengths)
+        return smallest_budget(self.lengths, self.layout)
 
     @cached_property
     def steps(self) -> int:

@@ -4,6 +4,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.recipe.choices import Precision
 
 GIB = 2**30
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MEASURE_SECONDS = 0.3
 """How long the rate of a CPU is measured."""
 MEASURE_SIZE = 1024
@@ -120,7 +122,7 @@ def _named(text: str) -> Hardware:
     form = FORM.fullmatch(text.lower())
     nodes, count, name = form.groups() if form else (None, None, "")
     device = next((device for device in (*TABLE, _cpu()) if device.name == name), None)
-    if device is None or "0" in (nodes, count):
+    if device is None or 0 in (int(nodes or 1), int(count or 1)):
         raise RecipeError(
             f"hardware={text} is not known. Expected one of {', '.join(NAMES)}, or several: "
             "8xh100, and 2x8xh100 for two nodes."
@@ -166,7 +168,10 @@ def _cpu() -> Device:
 
 
 def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The machine's, or what a container may have of it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else "max"
+    return min(memory, int(limit)) if limit.isdigit() else memory
 
 
 def matmul_rate(dtype: torch.dtype) -> float:

@@ -171,18 +171,16 @@ def head_bytes(shape: ModelShape, setting: Setting, pack: PackSize) -> HeadBytes
     rows = pack.targets * shape.hidden * number
     at_once = max(1, output_layer.CHUNK_BYTES[setting.device] // (vocab * SINGLE))
     chunk = min(pack.targets, at_once) * vocab
-    # Of two chunks the first is let go when the second is there.
-    before = chunk * number if pack.targets > at_once else 0
     kept = min(pack.targets * vocab * number, output_layer.KEPT_BYTES[setting.device])
     if shape.adapters:
         # The gradient of each input is formed in the forward pass.
-        work = chunk * (number + (SINGLE if setting.cpu else 0)) + before
+        work = chunk * (number + (SINGLE if setting.cpu else 0))
         return HeadBytes(2 * rows + work, 3 * rows)
     # Logits that are kept are not overwritten: on a CPU by a copy in float32.
     copy = chunk * (SINGLE + (number if number < SINGLE else 0) if setting.cpu else number)
     sums = SINGLE if number == SINGLE else SINGLE + HALF
     gradient = sums * vocab * shape.hidden
-    logits = kept + copy + before
+    logits = kept + copy
     return HeadBytes(rows + logits, 2 * rows + logits + gradient)
 
 

@@ -84,6 +84,11 @@ def proposed_pack_tokens(
     return found
 
 
+def smallest_budget(lengths: Lengths, layout: Layout) -> int:
+    """What packs are to hold where nothing fits: the longest pair, which none can do without."""
+    return _bounds(lengths, 1, layout)[0]
+
+
 def largest_pack(
     lengths: Lengths, batch_size: int, world_size: int, pack_tokens: int, layout: Layout
 ) -> PackSize:

@@ -9,12 +9,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mallowspo_cli.errors import ModelError, first_line
-from mallowspo_cli.models.flops import ForwardFlops
+from mallowspo_cli.models.flops import ForwardFlops, head_dim
 from mallowspo_cli.models.load import add_lora
 from mallowspo_cli.plan.blocks import (
     blocks_of,
     groups_of,
-    head_dim,
     kept_by_activation,
     norms_of,
 )

@@ -294,6 +294,12 @@ class TrainConfig:
         for key in ("weight_decay", "max_grad_norm", "warmup_ratio"):
             _at_least(f"train.{key}", getattr(self, key), 0)
         _at_least("train.learning_rate", self.learning_rate, 0, strict=True)
+        if self.compile and self.activation_checkpointing is not ActivationCheckpointing.none:
+            raise RecipeError(
+                f"train.compile=true and train.activation_checkpointing="
+                f"{self.activation_checkpointing.value} do not go together: blocks that are "
+                "computed again are left uncompiled. Set one of them back."
+            )
         if self.warmup_ratio > 1:
             raise RecipeError(
                 f"train.warmup_ratio={self.warmup_ratio} is a share of all steps; "

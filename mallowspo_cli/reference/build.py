@@ -207,7 +207,7 @@ class _Pass:
             try:
                 rows = score_rows(self.scorer, batch, self._autocast)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
             else:
                 _check_finite(rows, batch.pair_ids, self.directory)
@@ -265,10 +265,11 @@ def load_scorer(directory: Path, model: ModelConfig, device: torch.device) -> Pa
 
 
 def _tokens(pair: TokenizedPair) -> int:
-    return 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+    return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or elsewhere."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or any(w in text for w in OUT_OF_MEMORY)
 

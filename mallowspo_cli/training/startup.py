@@ -26,7 +26,7 @@ def check_start(
     reference: Reference,
     compute: str,
     device: torch.device,
-    layout: Layout = Layout.shared,
+    layout: Layout,
 ) -> float:
     """Score training pairs with the policy and compare with the store; returns the largest
     difference of a summed log-prob, in nats.

@@ -54,12 +54,12 @@ def test_what_the_machine_has_room_for(
     assert 150 < found[30 * 2**20] < 4096
 
 
-def test_one_pair_a_pack_where_nothing_fits(
+def test_the_longest_pair_where_nothing_fits(
     scorer: PairScorer, pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
     monkeypatch.setattr(pack_size, "own_memory", lambda: 1e6)
     with caplog.at_level("INFO", logger="mallowspo"):
-        assert pack_tokens_of(recipe(), tmp_path, scorer, pairs) == 1
+        assert pack_tokens_of(recipe(), tmp_path, scorer, pairs) == 150
     assert "this machine's memory may not suffice" in caplog.text
 
 

@@ -14,7 +14,7 @@ from mallowspo_cli.errors import ModelError
 from mallowspo_cli.evaluation.generate import sample_pairs, sequence_kl, stop_ids
 from mallowspo_cli.evaluation.statistics import bootstrap_interval
 from mallowspo_cli.models.load import load_model
-from mallowspo_cli.packing.layout import collate
+from mallowspo_cli.packing.layout import Layout, collate
 from mallowspo_cli.scoring import PairScorer
 
 CPU = torch.device("cpu")
@@ -143,7 +143,7 @@ def scorers(tiny_directory: Path) -> tuple[PairScorer, PairScorer]:
 def test_the_sequence_kl_of_a_model_to_itself_is_zero(scorers, tiny_tokenizer) -> None:
     _, reference = scorers
     samples = sampled(reference.causal_model, tiny_tokenizer)
-    found = sequence_kl(reference, reference, samples, CPU, MAX_TOKENS)
+    found = sequence_kl(reference, reference, samples, CPU, MAX_TOKENS, Layout.shared)
     assert (found.mean, found.low, found.high) == (0, 0, 0)
 
 
@@ -152,7 +152,7 @@ def test_the_sequence_kl_is_the_mean_log_ratio_of_the_samples_by_hand(
 ) -> None:
     policy, reference = scorers
     samples = sampled(policy.causal_model, tiny_tokenizer)
-    found = sequence_kl(policy, reference, samples, CPU, MAX_TOKENS)
+    found = sequence_kl(policy, reference, samples, CPU, MAX_TOKENS, Layout.shared)
     gaps: list[float] = []
     for pair in samples:
         for response in (pair.chosen, pair.rejected):
@@ -174,7 +174,7 @@ def test_the_sequence_kl_is_the_mean_log_ratio_of_the_samples_by_hand(
 def test_the_sequence_kl_grows_with_the_distance(scorers, tiny_tokenizer) -> None:
     policy, reference = scorers
     samples = sampled(policy.causal_model, tiny_tokenizer)
-    near = sequence_kl(policy, reference, samples, CPU, MAX_TOKENS).mean
+    near = sequence_kl(policy, reference, samples, CPU, MAX_TOKENS, Layout.shared).mean
 
     def farther(batch):
         ours, theirs = policy(batch), reference(batch)
@@ -185,7 +185,8 @@ def test_the_sequence_kl_grows_with_the_distance(scorers, tiny_tokenizer) -> Non
             ours.rejected_tokens,
         )
 
-    assert sequence_kl(farther, reference, samples, CPU, MAX_TOKENS).mean == pytest.approx(2 * near)
+    far = sequence_kl(farther, reference, samples, CPU, MAX_TOKENS, Layout.shared)
+    assert far.mean == pytest.approx(2 * near)
 
 
 def test_the_models_own_taste_in_sampling_is_left_out(model, tiny_tokenizer) -> None:

@@ -18,7 +18,7 @@ from mallowspo_cli.objectives import Objective, PairScores
 from mallowspo_cli.objectives.dpo import DPO
 from mallowspo_cli.objectives.mallows import MallowsTheta
 from mallowspo_cli.objectives.simpo import SimPO
-from mallowspo_cli.packing.layout import PairBatch
+from mallowspo_cli.packing.layout import Layout, PairBatch
 from mallowspo_cli.recipe.choices import DispersionMode
 from mallowspo_cli.recipe.schema import DispersionConfig
 from mallowspo_cli.reference.fingerprint import Fingerprint
@@ -97,7 +97,9 @@ def report(
     pack_tokens: int = 4096,
     score: Callable[[PairBatch], PairScores] | None = None,
 ) -> PreferenceReport:
-    return evaluate_preferences(score or scorer(), pairs, objective, reference, pack_tokens, CPU)
+    return evaluate_preferences(
+        *(score or scorer(), pairs, objective, reference, pack_tokens, CPU, Layout.shared)
+    )
 
 
 def test_every_field_is_the_arithmetic_by_hand(reference: Reference) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mallowspo_cli.data.table import TokenizedPair
+from mallowspo_cli.errors import ModelError
 from mallowspo_cli.models.attention import NAME, obstacle_to_sharing
 from mallowspo_cli.models.checkpointing import checkpoint_blocks
 from mallowspo_cli.packing.layout import Layout, collate
@@ -117,8 +118,18 @@ def test_layers_that_are_no_attention_and_sinks_are_obstacles() -> None:
     )
     sinks = build("gpt_oss", "eager", torch.float32)
     assert obstacle_to_sharing(type(sinks), sinks.config) == (
-        "GptOssForCausalLM has attention sinks"
+        "GptOssForCausalLM has attention sinks or position biases"
     )
+    masks = build("doge", None)
+    assert obstacle_to_sharing(type(masks), masks.config) == (
+        "DogeForCausalLM masks attention in a way of its own"
+    )
+
+
+def test_a_mask_that_a_model_makes_itself_is_refused(pairs: list[TokenizedPair]) -> None:
+    scorer = PairScorer(build("doge", NAME))
+    with pytest.raises(ModelError, match="DogeAttention has attention with a mask of its own"):
+        scorer(collate(pairs))
 
 
 @pytest.mark.parametrize("family", ["llama tied", "gemma2", "gpt2"])
@@ -183,15 +194,13 @@ def test_the_models_own_attention_would_be_wrong_on_the_same_pack(
     logits = model.get_output_embeddings()(hidden[batch.source_index])
     logps = logits.log_softmax(-1).gather(1, batch.target_ids[:, None]).squeeze(1)
     sums = logps.new_zeros(2 * len(pairs)).index_add(0, batch.response_index, logps)
-    # Both branches of the first pair but the first are cut off from their prompt, or see another's.
+    # Rejected responses are cut off from their prompts, or see what they must not.
     assert (sums[1::2] - expected.rejected_logps).abs().max() > 0.1
 
 
 def test_a_model_that_does_not_pass_the_segments_on_is_refused(
     pairs: list[TokenizedPair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mallowspo_cli.errors import ModelError
-
     scorer = scorer_of("llama")
     layer = scorer.model.model.layers[1]
     forward: Callable[..., Tensor] = layer.forward

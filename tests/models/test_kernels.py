@@ -265,8 +265,8 @@ def flash_emulation(
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_torch_varlen", lambda: varlen_emulation)
-    monkeypatch.setattr(kernels, "_flash_attn", lambda: flash_emulation)
+    monkeypatch.setattr(kernels, "varlen_function", lambda: varlen_emulation)
+    monkeypatch.setattr(kernels, "flash_function", lambda: flash_emulation)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -286,7 +286,7 @@ def test_kernels_over_gathered_keys_agree_with_the_dense_one(
 
 @pytest.mark.parametrize("groups", [2, 4])
 def test_what_torch_is_called_with_it_takes(monkeypatch: pytest.MonkeyPatch, groups: int) -> None:
-    function = kernels._torch_varlen()
+    function = kernels.varlen_function()
     if function is None:
         pytest.skip(f"torch {torch.__version__} has no varlen_attn with windows and groups")
     signature = inspect.signature(function)
@@ -295,7 +295,7 @@ def test_what_torch_is_called_with_it_takes(monkeypatch: pytest.MonkeyPatch, gro
         signature.bind(*args, **options)
         return varlen_emulation(*args, **options)
 
-    monkeypatch.setattr(kernels, "_torch_varlen", lambda: bound)
+    monkeypatch.setattr(kernels, "varlen_function", lambda: bound)
     inputs, segments = draw(LENGTHS, groups=groups), Segments.of(LENGTHS)
     found = varlen_kernel(*inputs, segments, 0.7, 4, None)
     assert_same(found, dense_kernel(*inputs, segments, 0.7, 4, None))
@@ -425,8 +425,8 @@ def fresh_choice() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_without_cuda_segments_go_through_torchs_attention(device: str, dtype: torch.dtype) -> None:
-    assert choose_kernel(device, dtype, 64, False) is sdpa_kernel
-    assert choose_kernel(device, dtype, 64, True) is explicit_kernel
+    assert choose_kernel(device, dtype, (64, 64), False) is sdpa_kernel
+    assert choose_kernel(device, dtype, (64, 64), True) is explicit_kernel
 
 
 @pytest.mark.usefixtures("fresh_choice")
@@ -443,6 +443,7 @@ def test_without_cuda_segments_go_through_torchs_attention(device: str, dtype: t
         (torch.float32, 128, True, True, True, flex_kernel),
         (torch.bfloat16, 264, False, True, True, flex_kernel),
         (torch.bfloat16, 264, True, True, True, flex_kernel),
+        (torch.bfloat16, 60, False, True, True, flex_kernel),
     ],
 )
 def test_on_cuda_the_fastest_that_can_compute_it_is_chosen(
@@ -454,9 +455,15 @@ def test_on_cuda_the_fastest_that_can_compute_it_is_chosen(
     package: bool,
     expected: Kernel,
 ) -> None:
-    monkeypatch.setattr(kernels, "_torch_varlen", lambda: varlen_emulation if torch_has else None)
-    monkeypatch.setattr(kernels, "_flash_attn", lambda: flash_emulation if package else None)
-    assert choose_kernel("cuda", dtype, head_dim, softcap) is expected
+    monkeypatch.setattr(kernels, "varlen_function", lambda: varlen_emulation if torch_has else None)
+    monkeypatch.setattr(kernels, "flash_function", lambda: flash_emulation if package else None)
+    assert choose_kernel("cuda", dtype, (head_dim, head_dim), softcap) is expected
+
+
+@pytest.mark.usefixtures("fresh_choice")
+def test_values_of_another_width_than_queries_go_by_segment() -> None:
+    assert choose_kernel("cuda", torch.bfloat16, (192, 128), False) is sdpa_kernel
+    assert choose_kernel("cuda", torch.bfloat16, (192, 128), True) is explicit_kernel
 
 
 @pytest.mark.usefixtures("fresh_choice")
@@ -466,7 +473,7 @@ def test_the_choice_is_said_once(
     monkeypatch.setattr(logging.getLogger("mallowspo"), "propagate", True)
     with caplog.at_level(logging.INFO, "mallowspo"):
         for _ in range(3):
-            choose_kernel("cpu", torch.float32, 64, False)
+            choose_kernel("cpu", torch.float32, (64, 64), False)
     assert caplog.messages == ["attention over shared prompts: sdpa"]
 
 
@@ -476,7 +483,7 @@ def test_under_autocast_a_kernel_gets_the_type_of_autocast(
     """Rotations come in float32; the fast kernels take half precision, and all of one type."""
     seen: list[tuple[torch.dtype, ...]] = []
 
-    def choose(device: str, dtype: torch.dtype, head_dim: int, softcap: bool) -> Kernel:
+    def choose(device: str, dtype: torch.dtype, widths: tuple[int, int], softcap: bool) -> Kernel:
         def kernel(query: Tensor, key: Tensor, value: Tensor, *options: Any) -> Tensor:
             seen.append((dtype, query.dtype, key.dtype, value.dtype))
             return sdpa_kernel(query, key, value, *options)
@@ -507,8 +514,8 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 @pytest.mark.parametrize(
     ("kernel", "library"),
     [
-        (varlen_kernel, kernels._torch_varlen),
-        (flash_attn_kernel, kernels._flash_attn),
+        (varlen_kernel, kernels.varlen_function),
+        (flash_attn_kernel, kernels.flash_function),
         (flex_kernel, None),
     ],
 )

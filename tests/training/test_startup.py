@@ -13,6 +13,7 @@ from mallowspo_cli.data.tokenize import tokenize_pairs
 from mallowspo_cli.errors import CacheError
 from mallowspo_cli.objectives.base import Objective, registered
 from mallowspo_cli.objectives.dpo import DPO
+from mallowspo_cli.packing.layout import Layout
 from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.schema import (
     DatasetConfig,
@@ -40,7 +41,8 @@ class Setting:
 
     def check(self, objective: Objective | None = None, compute: str = "float32") -> float:
         return check_start(
-            self.policy, self.pairs[:4], objective or DPO(), self.reference, compute, CPU
+            *(self.policy, self.pairs[:4], objective or DPO()),
+            *(self.reference, compute, CPU, Layout.shared),
         )
 
 
