@@ -50,7 +50,7 @@ def draw(results: list[dict[str, Any]], target: Path) -> None:
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(results)), [title(found) for found in results])
     axes.set_ylabel("ours over theirs, pairs per CPU second")
-    axes.set_ylim(0, 1.15 * max(f["ratio_ranges"][s]["max"] for f in results for s in SIDES))
+    axes.set_ylim(0, 1.35 * max(f["ratio_ranges"][s]["max"] for f in results for s in SIDES))
     axes.legend(frameon=False, fontsize=8, ncols=2)
     with whole_file(target) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -77,7 +77,6 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {
         | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
         | {"shared_expert_intermediate_size": 16, "decoder_sparse_step": 1},
     ),
-    "phimoe": ("Phimoe", {**GROUPED, "sliding_window": WINDOW, "num_local_experts": 4}),
 }
 """Families whose prompts are shared: class prefix and configuration."""
 PADDED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -91,6 +90,7 @@ FAMILIES = SHARED | PADDED
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": ("GptOss", {**GROUPED, "head_dim": 8, "num_local_experts": 4}),
     "doge": ("Doge", GROUPED),
+    "phimoe": ("Phimoe", {**GROUPED, "sliding_window": WINDOW, "num_local_experts": 4}),
 }
 """Families that no test scores."""
 

@@ -213,6 +213,14 @@ def test_a_model_that_does_not_pass_the_segments_on_is_refused(
         scorer(collate(pairs))
 
 
+def test_a_window_that_is_in_the_mask_alone_is_kept(pairs: list[TokenizedPair]) -> None:
+    # Its experts are drawn at random in training.
+    scores = PairScorer(build("phimoe", NAME).eval())(collate(pairs))
+    chosen, rejected = one_at_a_time(build("phimoe", None).eval(), pairs)
+    torch.testing.assert_close(scores.chosen_logps, chosen, rtol=1e-10, atol=0)
+    torch.testing.assert_close(scores.rejected_logps, rejected, rtol=1e-10, atol=0)
+
+
 def test_a_shared_pack_is_refused_by_a_model_that_pads(pairs: list[TokenizedPair]) -> None:
     with pytest.raises(ValueError, match="a pack of shared prompts"):
         scorer_of("bloom")(collate(pairs, Layout.shared))
