@@ -31,9 +31,13 @@ import torch
 from one_side import RETURNED, beyond_limits, differences, memory_of, parity_of, time_of
 from rich.console import Console
 from rich.table import Table
-from sides import SHAPES, Setting, side_class
+from sides import SHAPES, Setting, build_model, side_class
 
 from mallowspo_cli.files import write_json
+from mallowspo_cli.models.attention import NAME
+from mallowspo_cli.models.flops import ForwardFlops
+from mallowspo_cli.plan.hardware import read_hardware
+from mallowspo_cli.recipe.choices import Precision
 
 OURS = "mallowspo"
 SIDES = ("trl_default", "trl_precompute", "trl_tuned", "full_logits_cached", OURS)
@@ -122,15 +126,18 @@ def process(name: str, purpose: str, setting: Setting, scratch: Path) -> Any:
     result = scratch / f"{name}.json"
     command = [sys.executable, __file__, "--side", name, "--purpose", purpose]
     command += ["--setting", json.dumps(asdict(setting)), "--result", str(result)]
-    environment = measure.one_core() | (RETURNED if purpose == "memory" else {})
+    environment = measure.one_core() if setting.device == "cpu" else {}
+    if purpose == "memory":
+        environment |= RETURNED
     return measure.run_side(command, result, environment)
 
 
 def side_process(options: argparse.Namespace) -> None:
     """Be one side of one round."""
-    measure.pin()
-    torch.set_num_threads(1)
     setting, result = Setting(**json.loads(options.setting)), Path(options.result)
+    if setting.device == "cpu":
+        measure.pin()
+        torch.set_num_threads(1)
     side = side_class(options.side)(setting)
     if options.purpose == "parity":
         write_json(result, parity_of(side, result.with_suffix(".npz")))
@@ -170,6 +177,7 @@ def report(
 ) -> dict[str, Any]:
     """What the JSON file holds."""
     ratios, ranges = measure.ratios_of(rounds, OURS)
+    medians = measure.medians_of(rounds)
     fitting, drawn = setting.fitting(), setting.drawn()
     found = {
         "lengths": setting.lengths,
@@ -188,7 +196,8 @@ def report(
         },
         "ratios": ratios,
         "ratio_ranges": ranges,
-        "medians": measure.medians_of(rounds),
+        "medians": medians,
+        **useful_work(setting, medians),
         "rounds": rounds,
         "parity": parity,
         "versions": measure.versions(),
@@ -200,6 +209,21 @@ def report(
         found["peak_memory_ratio"] = {
             name: peak / peaks[OURS] for name, peak in peaks.items() if name != OURS
         }
+    return found
+
+
+def useful_work(setting: Setting, medians: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """FLOP/s of every side that no way to do the step can do without (three forward passes of
+    prompts read once), and on a GPU of plan's table their share of its peak (MFU).
+    """
+    model = build_model(replace(setting, device="meta"), NAME)
+    each = 3 * float(ForwardFlops.of(model).of_pairs(setting.drawn()).mean())
+    rates = {name: each * row["pairs_per_s"] for name, row in medians.items()}
+    found: dict[str, Any] = {"useful_flops_per_s": rates}
+    if setting.device == "cuda":
+        precision = Precision(setting.precision)
+        peak = read_hardware(None, None, precision).peak(precision)
+        found["mfu"] = {name: rate / peak for name, rate in rates.items()}
     return found
 
 

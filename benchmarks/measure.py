@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mallowspo_cli.data.table import TokenizedPair, pair_id
 
@@ -170,7 +171,16 @@ def machine() -> dict[str, Any]:
         "threads": 1,
         "pinned_to_core": max(os.sched_getaffinity(0)),
         "load_average": os.getloadavg(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def _git(*words: str) -> str:
+    """What git says of this checkout; nothing where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _lines(path: str) -> list[str]:
