@@ -154,13 +154,19 @@ def compare(setting: Setting, scratch: Path) -> dict[str, dict[str, float]]:
     """
     exact, found = replace(setting, precision="fp32"), {}
     arrays = {name: process(name, "parity", exact, scratch)["arrays"] for name in SIDES}
-    ours = np.load(arrays[OURS])
+    ours = arrays_of(arrays[OURS])
     for name in SIDES[:-1]:
-        found[name] = differences(ours, np.load(arrays[name]))
+        found[name] = differences(ours, arrays_of(arrays[name]))
     if lines := beyond_limits(found):
         print("\n".join(lines), file=sys.stderr)
         raise SystemExit(1)
     return found
+
+
+def arrays_of(file: str) -> dict[str, np.ndarray]:
+    """What a side wrote."""
+    with np.load(file) as found:
+        return dict(found)
 
 
 def timed_round(setting: Setting, scratch: Path) -> dict[str, dict[str, float]]:

@@ -46,7 +46,9 @@ def tiny(words: list[str]) -> list[str]:
     named = {word.partition("=")[0] for word in words}
     if words[0] in ("train", "cache-ref", "cache", "data", "dispersion", "plan"):
         kept = [w for w in words if not w.startswith(("model", "dataset"))]
-        return [*kept, "model=tiny_random", *data, *SMALL]
+        # Eight processes take at least eight pairs a step.
+        small = [*SMALL, "train.global_batch_size=8"] if words[0] == "plan" else SMALL
+        return [*kept, "model=tiny_random", *data, *small]
     if words[:2] == ["eval", "preferences"]:
         kept = [w for w in words if not w.startswith("dataset")]
         small = [w.replace("smollm2_135m", "tiny_random") for w in kept]
