@@ -25,7 +25,8 @@ def pack_tokens_of(
 ) -> int:
     """The recipe's `train.pack_tokens`; what the run began with; or what this machine has room for.
 
-    A resumed run goes on with the packs that it had, so that its numbers are the same.
+    A resumed run goes on with the packs that it had, so that its numbers are the same. The longest
+    pair's tokens, and a word in the log, where nothing seems to fit.
     """
     train = recipe.train
     if train.pack_tokens is not None:

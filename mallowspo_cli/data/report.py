@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mallowspo_cli.data.layouts import EQUAL
 from mallowspo_cli.data.prepare import PreparedSplit
-from mallowspo_cli.data.table import Oddity, TokenIds, TokenizedPairs
+from mallowspo_cli.data.table import Oddity, TokenIds, TokenizedPairs, longer_rows
 from mallowspo_cli.recipe.schema import DatasetConfig
 
 Findings = dict[str, Any]
@@ -167,17 +167,12 @@ def length_table(lengths: NDArray[np.int64]) -> Findings:
         "prompt": prompt,
         "chosen": chosen,
         "rejected": rejected,
-        "row": _rows(lengths),
+        "row": longer_rows(lengths),
         "pair": prompt + chosen + rejected,
     }
     longest = {name: int(values.max()) for name, values in parts.items()}
     longest["chosen"] = longest["rejected"] = int(lengths[:, 1:].max())
     return {name: _distribution(values, longest[name]) for name, values in parts.items()}
-
-
-def _rows(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) tokens of the prompt and the longer response."""
-    return lengths[:, 0] + lengths[:, 1:].max(axis=1)
 
 
 def _distribution(values: NDArray[np.int64], longest: int) -> Findings:
@@ -354,7 +349,7 @@ def predicted_gain(lengths: NDArray[np.int64]) -> Findings:
     """
     prompt, chosen, rejected = (int(total) for total in lengths.sum(axis=0))
     packed, shared = 2 * prompt + chosen + rejected, prompt + chosen + rejected
-    rows = _rows(lengths)
+    rows = longer_rows(lengths)
     orders = [np.random.default_rng([SEED, i]).permutation(len(rows)) for i in range(ORDERS)]
     batches = {}
     for size in BATCHES:

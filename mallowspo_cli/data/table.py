@@ -197,6 +197,14 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return np.concatenate(parts) if parts else np.empty(0, dtype=bool)
 
 
+def longer_rows(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) tokens of the prompt and the longer response: a pair's width in a padded batch.
+
+    `lengths` (N, 3) are tokens of prompt, chosen and rejected.
+    """
+    return lengths[:, 0] + lengths[:, 1:].max(axis=1)
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """An uncompressed Arrow file, so that reading maps it instead of copying it."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:

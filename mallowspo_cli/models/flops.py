@@ -39,12 +39,25 @@ class ForwardFlops:
         prompt, chosen and rejected.
         """
         prompt, chosen, rejected = np.asarray(lengths, dtype=np.float64).reshape(-1, 3).T
-        visible = (prompt + chosen) ** 2 / 2 + rejected * prompt + rejected**2 / 2
         return (
             self.per_token * (prompt + chosen + rejected)
-            + self.per_visible * visible
+            + self.per_visible * visible_keys(lengths)
             + self.per_target * (chosen + rejected)
         )
+
+
+def visible_keys(lengths: ArrayLike) -> NDArray[np.float64]:
+    """Keys that the queries of each pair see, (N,), with its prompt read once; half of a square for
+    a causal one. `lengths` (N, 3) are the tokens of prompt, chosen and rejected.
+    """
+    prompt, chosen, rejected = np.asarray(lengths, dtype=np.float64).reshape(-1, 3).T
+    return (prompt + chosen) ** 2 / 2 + rejected * prompt + rejected**2 / 2
+
+
+def experts_of_a_token(config: Any, experts: int) -> int:
+    """How many of a layer's experts a token goes through; all, where nothing says otherwise."""
+    names = ("num_experts_per_tok", "top_k_experts")
+    return next((used for name in names if (used := getattr(config, name, None))), experts)
 
 
 def head_dim(config: Any) -> int:
@@ -61,13 +74,12 @@ def head_dim(config: Any) -> int:
 def _block_parameters(backbone: nn.Module, config: Any) -> float:
     """Parameters of the matrices that every token is multiplied with."""
     embeddings = {id(m.weight) for m in backbone.modules() if isinstance(m, nn.Embedding)}
-    matrices = [p for p in backbone.parameters() if p.ndim == 2 and id(p) not in embeddings]
-    # Experts of a layer lie in one tensor (experts, out, in); a token goes through a few of them.
-    experts = [p for p in backbone.parameters() if p.ndim == 3]
-    share = 0.0
-    if experts:
-        names = ("num_experts", "num_local_experts", "n_routed_experts")
-        total = next((v for name in names if (v := getattr(config, name, None))), 1)
-        used = ("num_experts_per_tok", "top_k_experts")
-        share = next((v for name in used if (v := getattr(config, name, None))), total) / total
-    return sum(p.numel() for p in matrices) + share * sum(p.numel() for p in experts)
+    found = 0.0
+    for parameter in backbone.parameters():
+        if parameter.ndim == 3:
+            # Experts of a layer lie in one tensor (experts, out, in).
+            share = experts_of_a_token(config, len(parameter)) / len(parameter)
+            found += share * parameter.numel()
+        elif parameter.ndim == 2 and id(parameter) not in embeddings:
+            found += parameter.numel()
+    return found

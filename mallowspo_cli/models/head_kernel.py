@@ -83,7 +83,6 @@ def row_statistics(
         *(torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(4))
     )
     if rows:
-        block, warps = _block(columns)
         with torch.cuda.device_of(logits):
             _row_statistics_kernel[(rows,)](
                 logits,
@@ -93,10 +92,7 @@ def row_statistics(
                 logits.stride(0),
                 float(scale),
                 float(softcap or 0.0),
-                HAS_SOFTCAP=softcap is not None,
-                BLOCK=block,
-                num_warps=warps,
-                enable_fp_fusion=False,
+                **_options(columns, softcap),
             )
     return found
 
@@ -126,9 +122,9 @@ def logits_to_gradients_(
     _check(logits)
     rows, columns = logits.shape
     if rows:
-        block, warps = _block(columns)
+        options = _options(columns, softcap)
         with torch.cuda.device_of(logits):
-            _logits_to_gradients_kernel[(rows, triton.cdiv(columns, block))](
+            _logits_to_gradients_kernel[(rows, triton.cdiv(columns, options["BLOCK"]))](
                 logits,
                 targets.contiguous(),
                 maxima.contiguous(),
@@ -138,10 +134,7 @@ def logits_to_gradients_(
                 logits.stride(0),
                 float(scale),
                 float(softcap or 0.0),
-                HAS_SOFTCAP=softcap is not None,
-                BLOCK=block,
-                num_warps=warps,
-                enable_fp_fusion=False,
+                **options,
             )
     return logits
 
@@ -151,10 +144,17 @@ def _check(logits: Tensor) -> None:
     assert logits.shape[1] == 1 or logits.stride(1) == 1, "a row of logits must lie in one piece"
 
 
-def _block(columns: int) -> tuple[int, int]:
-    """Logits per program and warps to hold them, 16 to a thread in a full block."""
+def _options(columns: int, softcap: float | None) -> dict[str, Any]:
+    """How both kernels are compiled: logits of a program, and warps to hold them, 16 to a thread in
+    a full block.
+    """
     block = min(BLOCK, max(128, triton.next_power_of_2(columns)))
-    return block, 8 if block >= 4096 else 4
+    return {
+        "HAS_SOFTCAP": softcap is not None,
+        "BLOCK": block,
+        "num_warps": 8 if block >= 4096 else 4,
+        "enable_fp_fusion": False,
+    }
 
 
 def _jit(function: Callable) -> Any:

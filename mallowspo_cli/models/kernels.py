@@ -166,13 +166,11 @@ def varlen_kernel(
     varlen = varlen_function()
     assert varlen is not None
     assert softcap is None
-    q, k, v = _gathered(query, key, value, segments)
-    queries, keys = segments.longest
     attended = varlen(
-        *(q, k, v, segments.query_starts, segments.key_starts, queries, keys),
+        *_sequences(query, key, value, segments),
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        **({"enable_gqa": True} if q.shape[1] != k.shape[1] else {}),
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return attended[None]
 
@@ -189,10 +187,8 @@ def flash_attn_kernel(
     """The flash-attn package's, with keys gathered by segment."""
     flash = flash_function()
     assert flash is not None
-    q, k, v = _gathered(query, key, value, segments)
-    queries, keys = segments.longest
     attended = flash(
-        *(q, k, v, segments.query_starts, segments.key_starts, queries, keys),
+        *_sequences(query, key, value, segments),
         softmax_scale=scale,
         causal=True,
         window_size=(-1, -1) if window is None else (window - 1, 0),
@@ -246,12 +242,15 @@ def dense_kernel(
     return explicit_attention(query, key, value, mask, scale, softcap).transpose(1, 2)
 
 
-def _gathered(
+def _sequences(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(T, H, D) queries and (keys, K, D) keys and values, those of a segment in a row."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]:
+    """What both varlen functions begin with: (T, H, D) queries, (keys, K, D) keys and values with
+    those of a segment in a row, where each segment begins in both, and the longest of both.
+    """
     k, v = (_GatherKeys.apply(part[0].transpose(0, 1), segments) for part in (key, value))
-    return query[0].transpose(0, 1), k, v
+    starts = (segments.query_starts, segments.key_starts)
+    return query[0].transpose(0, 1), k, v, *starts, *segments.longest
 
 
 class _GatherKeys(torch.autograd.Function):
@@ -275,6 +274,7 @@ class _GatherKeys(torch.autograd.Function):
 
 @cache
 def varlen_function() -> Callable[..., Any] | None:
+    """torch's varlen attention, where this torch has one with windows and grouped heads."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -285,6 +285,7 @@ def varlen_function() -> Callable[..., Any] | None:
 
 @cache
 def flash_function() -> Callable[..., Tensor] | None:
+    """flash-attn's varlen attention, where the package is installed."""
     try:
         from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
     except ImportError:

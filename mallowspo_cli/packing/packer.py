@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mallowspo_cli.data.table import TokenizedPair, TokenizedPairs
+from mallowspo_cli.data.table import TokenizedPair, TokenizedPairs, longer_rows
 from mallowspo_cli.packing.layout import Layout
 
 Pack = list[int]
@@ -29,7 +29,7 @@ def size_of(lengths: ArrayLike, layout: Layout) -> int:
     """Tokens of one pack of these pairs, as they lie; `lengths` as in `pack`."""
     rows = np.asarray(lengths, dtype=np.int64).reshape(-1, 3)
     if layout is Layout.padded:
-        return int(2 * len(rows) * (rows[:, 0] + rows[:, 1:].max(axis=1)).max())
+        return int(2 * len(rows) * longer_rows(rows).max())
     return int(rows.sum())
 
 
@@ -60,7 +60,7 @@ def pack(
     if not len(rows) or len(rows) % world_size:
         raise ValueError(f"{len(rows)} pairs cannot be dealt evenly to {world_size} ranks")
     if layout is Layout.padded:
-        packs = _like_lengths(rows[:, 0] + rows[:, 1:].max(axis=1), pack_tokens, world_size)
+        packs = _like_lengths(longer_rows(rows), pack_tokens, world_size)
     else:
         tokens = rows.sum(axis=1)
         each = tokens if costs is None else np.asarray(costs)

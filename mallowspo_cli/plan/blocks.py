@@ -10,6 +10,7 @@ from transformers import activations
 from transformers.pytorch_utils import Conv1D
 
 from mallowspo_cli.errors import ModelError
+from mallowspo_cli.models.flops import experts_of_a_token
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def groups_of(block: nn.Module, config: Any) -> list[Group]:
         rows, columns = parameter.shape[-2:]
         if parameter.ndim == 3:
             # Experts of a layer, of which a token uses a few; either way round.
-            used = getattr(config, "num_experts_per_tok", None) or len(parameter)
+            used = experts_of_a_token(config, len(parameter))
             size = used * rows * columns
             inner, outer = used * config.hidden_size, size // config.hidden_size
             matrices.append(Matrix(*((outer, inner) if matrices else (inner, outer)), size))

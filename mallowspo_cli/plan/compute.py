@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mallowspo_cli.models import head as output_layer
-from mallowspo_cli.models.flops import ForwardFlops
+from mallowspo_cli.models.flops import ForwardFlops, visible_keys
 from mallowspo_cli.packing.layout import Layout
 from mallowspo_cli.packing.packer import size_of
 from mallowspo_cli.plan.setting import Setting
@@ -48,14 +48,13 @@ def forward_work(flops: ForwardFlops, lengths: ArrayLike, layout: Layout = Layou
     In the padded layout padding costs what tokens cost, but for the output layer.
     """
     rows = np.asarray(lengths, dtype=np.float64).reshape(-1, 3)
-    prompt, chosen, rejected = rows.T
     tokens = size_of(lengths, layout)
     if layout is Layout.padded:
         # Rows of one width, each token of which sees those before it.
         visible = tokens * (tokens / (2 * len(rows))) / 2
     else:
-        visible = ((prompt + chosen) ** 2 / 2 + rejected * prompt + rejected**2 / 2).sum()
-    targets = (chosen + rejected).sum()
+        visible = visible_keys(rows).sum()
+    targets = rows[:, 1:].sum()
     return Work(
         flops.per_token * tokens, flops.per_visible * float(visible), flops.per_target * targets
     )

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mallowspo_cli.data.report import ORDERS, SEED, predicted_gain
+from mallowspo_cli.data.table import longer_rows
 from mallowspo_cli.plan.compute import Work, forward_work, training_flops
 from mallowspo_cli.plan.shapes import ModelShape
 from mallowspo_cli.plan.steps import Lengths
@@ -49,7 +50,7 @@ def gain_over_padding(
 
 def _padded_work(shape: ModelShape, lengths: Lengths) -> Work:
     """FLOPs of a forward pass over all pairs in padded batches, the mean over random orders."""
-    rows = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+    rows = longer_rows(lengths)
     starts = np.arange(0, len(rows), BATCH)
     sizes = np.diff(np.append(starts, len(rows)))
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mallowspo_cli.data.table import longer_rows
 from mallowspo_cli.packing.layout import Layout
 from mallowspo_cli.plan.memory import peak_memory
 from mallowspo_cli.plan.setting import PackSize, Setting
@@ -101,8 +102,7 @@ def largest_pack(
 
 def _bounds(lengths: Lengths, pairs: float, layout: Layout) -> tuple[int, float]:
     """Tokens of the longest pair, and those that `pairs` pairs of a step come to at most."""
-    rows = 2 * (lengths[:, 0] + lengths[:, 1:].max(axis=1))
-    each = rows if layout is Layout.padded else lengths.sum(axis=1)
+    each = 2 * longer_rows(lengths) if layout is Layout.padded else lengths.sum(axis=1)
     most = pairs * each.mean() + DEVIATIONS * np.sqrt(pairs) * each.std()
     return int(each.max()), min(float(most), pairs * float(each.max()))
 

@@ -260,9 +260,9 @@ class TrainConfig:
     """Tokens a forward and backward pass may hold; null: what this machine has room for, as
     `mallowspo plan` says. Memory only: losses agree."""
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
-    """selective recomputes what lies between matrix products in the backward pass: about a third
-    less memory for a few per cent more time. full recomputes every block: the least memory, about a
-    third more time."""
+    """selective recomputes what lies between matrix products in the backward pass: less memory, and
+    no matrix product twice. full recomputes every block: the least memory, about a quarter more
+    operations. `mallowspo plan` says how much."""
     compile: bool = False
     """Compile the blocks with torch.compile at their first use, which takes a minute or more."""
     liger: bool = False
