@@ -78,16 +78,7 @@ def segment_attention(
             return attended.transpose(1, 2).contiguous(), None
         options = {"scaling": scaling, "dropout": dropout, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    unknown = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
-    if attention_mask is not None:
-        unknown.append("a mask of its own")
-    if unknown:
-        raise ModelError(
-            f"{type(module).__name__} has attention with {unknown[0]}, which cannot be computed "
-            "over shared prompts. Set model.attention=eager."
-        )
-    if dropout:
-        raise ModelError(f"{type(module).__name__} has attention dropout {dropout}; it must be 0.")
+    _check_supported(module, attention_mask, dropout, kwargs)
     window = sliding_window or _window_of(module)
     device = query.device.type
     if torch.is_autocast_enabled(device):
@@ -97,6 +88,21 @@ def segment_attention(
     widths = (query.shape[-1], value.shape[-1])
     kernel = choose_kernel(device, query.dtype, widths, softcap is not None)
     return kernel(query, key, value, segments, scaling, window, softcap), None
+
+
+def _check_supported(
+    module: nn.Module, attention_mask: Tensor | None, dropout: float, others: dict[str, Any]
+) -> None:
+    unknown = [name for name in UNSUPPORTED if others.get(name) is not None]
+    if attention_mask is not None:
+        unknown.append("a mask of its own")
+    if unknown:
+        raise ModelError(
+            f"{type(module).__name__} has attention with {unknown[0]}, which cannot be computed "
+            "over shared prompts. Set model.attention=eager."
+        )
+    if dropout:
+        raise ModelError(f"{type(module).__name__} has attention dropout {dropout}; it must be 0.")
 
 
 def _window_of(module: nn.Module) -> int | None:
