@@ -467,10 +467,7 @@ def test_values_of_another_width_than_queries_go_by_segment() -> None:
 
 
 @pytest.mark.usefixtures("fresh_choice")
-def test_the_choice_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(logging.getLogger("mallowspo"), "propagate", True)
+def test_the_choice_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "mallowspo"):
         for _ in range(3):
             choose_kernel("cpu", torch.float32, (64, 64), False)

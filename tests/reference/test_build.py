@@ -261,7 +261,6 @@ def test_out_of_memory_halves_the_packs_and_says_so(
         return honest(scorer, batch, autocast)
 
     monkeypatch.setattr(build, "score_rows", small)
-    monkeypatch.setattr(logging.getLogger("mallowspo"), "propagate", True)
     store = opened(tiny_directory, tmp_path)
     with caplog.at_level(logging.INFO, "mallowspo"):
         assert complete(store, tokenized, tiny_directory) == len(tokenized)
