@@ -74,6 +74,42 @@ def plan(words: Sequence[str], as_json: bool) -> None:
     _verb("plan").run(name, overrides, as_json=as_json)
 
 
+@cli.command()
+@click.argument("words", nargs=-1, metavar="run=DIR [checkpoint=STEP|best|last] [output=DIR]")
+@click.option(
+    "--merge-lora/--adapter-only",
+    "merge",
+    default=True,
+    help="Add adapters to the base's weights (default), or write a peft adapter alone.",
+)
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    metavar="float32|bfloat16",
+    help="Type of the written weights (fp32 and bf16 will do, too).",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in the same place.")
+def export(words: Sequence[str], merge: bool, dtype: str, overwrite: bool) -> None:
+    """Write a run's model as a directory that transformers and vLLM load.
+
+    \b
+    Example:
+      mallowspo export run=runs/quickstart --dtype bfloat16
+      mallowspo export run=runs/quickstart checkpoint=28 output=exports/half_way
+
+    Safetensors, config, tokenizer with the run's chat template, and a model card. Of a finished run
+    its final model; of one that was stopped its newest whole checkpoint, put together with the base
+    model that its recipe names.
+
+    \b
+    run=DIR          the run directory
+    checkpoint=STEP  a checkpoint of the run: its step, best (checkpoint.best_by) or last
+    output=DIR       where to write (default: export/ in the run directory)
+    """
+    _verb("export").run(list(words), merge=merge, dtype=dtype, overwrite=overwrite)
+
+
 @cli.command("cache-ref")
 @WORDS
 def cache_ref(words: Sequence[str]) -> None:
@@ -417,11 +453,12 @@ def main() -> None:
     try:
         cli(prog_name="mallowspo")
     except MallowsPOError as error:
-        from mallowspo_cli.distributed import is_main
+        from mallowspo_cli.distributed import is_main, rank
 
-        if is_main():
-            click.echo(f"mallowspo: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+        if is_main() or error.alone:
+            who = "mallowspo" if is_main() else f"mallowspo (process {rank()})"
+            click.echo(f"{who}: {' '.join(str(error).split())}", err=True)
+        sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

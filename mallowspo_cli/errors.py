@@ -4,6 +4,10 @@
 class MallowsPOError(Exception):
     """Base of every error that the command line prints as one line, with exit code 2."""
 
+    exit_code = 2
+    alone = False
+    """Whether one process of a launch may have it without the others, and so has to say it."""
+
 
 class RecipeError(MallowsPOError):
     """A recipe, an override or a knob that cannot be used."""
@@ -27,6 +31,12 @@ class CheckpointError(MallowsPOError):
 
 class TrainingError(MallowsPOError):
     """Training that cannot go on, such as a non-finite loss."""
+
+
+class LostProcessError(TrainingError):
+    """This process of a launch cannot go on: of itself, or since another one ended."""
+
+    alone = True
 
 
 class EvalError(MallowsPOError):

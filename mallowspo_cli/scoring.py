@@ -22,6 +22,8 @@ class PairScorer(nn.Module):
         self.model = model
         install_head(self.causal_model)
         self.flops = ForwardFlops.of(self.causal_model)
+        # Where engines look for the blocks to shard by.
+        self._no_split_modules = getattr(self.causal_model, "_no_split_modules", None)
 
     @property
     def causal_model(self) -> nn.Module:

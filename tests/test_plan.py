@@ -90,11 +90,11 @@ def scorer_of(model: nn.Module, checkpointing: ActivationCheckpointing, rank: in
     return PairScorer(model)
 
 
-def pairs_of(lengths: list[tuple[int, int, int]]) -> list[TokenizedPair]:
+def pairs_of(lengths: list[tuple[int, int, int]], vocab: int = 200) -> list[TokenizedPair]:
     """Pairs of random tokens."""
     generator = np.random.default_rng(0)
     return [
-        TokenizedPair(str(i), *(generator.integers(3, 200, n).astype(np.int32) for n in row))
+        TokenizedPair(str(i), *(generator.integers(3, vocab, n).astype(np.int32) for n in row))
         for i, row in enumerate(lengths)
     ]
 

@@ -45,7 +45,8 @@ def tiny(words: list[str]) -> list[str]:
     data = ["dataset=local", "dataset.path=pairs.jsonl", "dataset.eval_size=4"]
     named = {word.partition("=")[0] for word in words}
     if words[0] in ("train", "cache-ref", "cache", "data", "dispersion", "plan"):
-        kept = [w for w in words if not w.startswith(("model", "dataset"))]
+        elsewhere = ("model=", "model.source=", "model.revision=", "dataset")
+        kept = [w for w in words if not w.startswith(elsewhere)]
         # Eight processes take at least eight pairs a step.
         small = [*SMALL, "train.global_batch_size=8"] if words[0] == "plan" else SMALL
         return [*kept, "model=tiny_random", *data, *small]

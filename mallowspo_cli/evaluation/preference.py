@@ -17,6 +17,20 @@ from mallowspo_cli.packing.layout import Layout, PairBatch, collate
 from mallowspo_cli.packing.packer import lengths_of, pack
 from mallowspo_cli.reference.terms import Reference
 
+FIELDS = {
+    "loss": "loss",
+    "rewards/accuracies": "accuracy",
+    "rewards/accuracies_low": "accuracy_low",
+    "rewards/accuracies_high": "accuracy_high",
+    "rewards/margins": "margin",
+    "rewards/chosen": "chosen_reward",
+    "rewards/rejected": "rejected_reward",
+    "logps/chosen": "chosen_logp",
+    "logps/rejected": "rejected_logp",
+    "displacement": "displacement",
+}
+"""Names of a report's fields in metrics.jsonl, without `eval/` in front."""
+METRICS = tuple(f"eval/{name}" for name in FIELDS)
 TERCILES = ("low_dispersion", "middle_dispersion", "high_dispersion")
 
 
@@ -44,18 +58,7 @@ class PreferenceReport:
 
     def metrics(self) -> dict[str, Any]:
         """The report under the names of metrics.jsonl, with `eval/` in front."""
-        named = {
-            "loss": self.loss,
-            "rewards/accuracies": self.accuracy,
-            "rewards/accuracies_low": self.accuracy_low,
-            "rewards/accuracies_high": self.accuracy_high,
-            "rewards/margins": self.margin,
-            "rewards/chosen": self.chosen_reward,
-            "rewards/rejected": self.rejected_reward,
-            "logps/chosen": self.chosen_logp,
-            "logps/rejected": self.rejected_logp,
-            "displacement": self.displacement,
-        }
+        named = {name: getattr(self, field) for name, field in FIELDS.items()}
         for tercile, values in self.by_dispersion.items():
             named |= {f"{tercile}/{key}": value for key, value in values.items()}
         return {f"eval/{key}": value for key, value in named.items()}
@@ -73,18 +76,28 @@ def evaluate_preferences(
     pack_tokens: int,
     device: torch.device,
     layout: Layout,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[list[Any]], list[Any]] = list,
 ) -> PreferenceReport:
     """Score held-out pairs and sum them up.
 
     Args:
         score: a forward pass of the policy over one pack.
         pairs: N pairs, all shown to `reference` before.
+        share: this process and the number of those that share the work.
+        gather: joins a list of each process to one in all of them.
     """
     (packs,) = pack(lengths_of(pairs), pack_tokens, layout=layout)
+    process, processes = share
+    # As many passes in every process: engines need all of them at each. The last may be one that
+    # another process counts.
+    passes = range(process, _up(len(packs), processes), processes)
     rows: list[dict[str, Tensor]] = []
     order: list[int] = []
-    with torch.no_grad(), progress("evaluation", len(pairs), "pairs") as advance:
-        for members in packs:
+    total = sum(len(packs[index % len(packs)]) for index in passes)
+    with torch.no_grad(), progress("evaluation", total, "pairs") as advance:
+        for index in passes:
+            members = packs[index % len(packs)]
             batch = collate([pairs[i] for i in members], layout).to(device)
             scores = score(batch)
             terms = reference(batch.pair_ids, device) if reference is not None else None
@@ -94,19 +107,21 @@ def evaluate_preferences(
                 if terms is not None
                 else torch.full_like(output.losses, torch.nan)
             )
-            rows.append(
-                {
-                    "loss": output.losses,
-                    "chosen_reward": output.chosen_rewards,
-                    "rejected_reward": output.rejected_rewards,
-                    "chosen_logp": scores.chosen_logps,
-                    "rejected_logp": scores.rejected_logps,
-                    "displacement": displaced,
-                }
-            )
-            order += members
             advance(len(members))
-    columns = {k: torch.cat([r[k] for r in rows]).double().cpu() for k in rows[0]}
+            if index >= len(packs):
+                continue
+            values = {
+                "loss": output.losses,
+                "chosen_reward": output.chosen_rewards,
+                "rejected_reward": output.rejected_rewards,
+                "chosen_logp": scores.chosen_logps,
+                "rejected_logp": scores.rejected_logps,
+                "displacement": displaced,
+            }
+            rows.append({key: value.double().cpu() for key, value in values.items()})
+            order += members
+    rows, order = gather(rows), gather(order)
+    columns = {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
     columns = {k: v[torch.argsort(torch.tensor(order))] for k, v in columns.items()}
     # By the estimate in every mode, so that a control and a treatment have the same strata.
     weights = reference.estimates([p.pair_id for p in pairs]) if reference is not None else None
@@ -158,6 +173,10 @@ def _by_tercile(columns: dict[str, Tensor], weights: Tensor) -> dict[str, dict[s
         for index, name in enumerate(TERCILES)
         if bool((third == index).any())
     }
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def _prompt_key(pair: TokenizedPair) -> str:

@@ -1,6 +1,7 @@
 """Matrix-multiplication FLOPs of a causal language model, from its parameters and its shape."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -76,10 +77,15 @@ def _block_parameters(backbone: nn.Module, config: Any) -> float:
     embeddings = {id(m.weight) for m in backbone.modules() if isinstance(m, nn.Embedding)}
     found = 0.0
     for parameter in backbone.parameters():
-        if parameter.ndim == 3:
+        shape = whole_shape(parameter)
+        if len(shape) == 3:
             # Experts of a layer lie in one tensor (experts, out, in).
-            share = experts_of_a_token(config, len(parameter)) / len(parameter)
-            found += share * parameter.numel()
-        elif parameter.ndim == 2 and id(parameter) not in embeddings:
-            found += parameter.numel()
+            found += experts_of_a_token(config, shape[0]) * prod(shape[1:])
+        elif len(shape) == 2 and id(parameter) not in embeddings:
+            found += prod(shape)
     return found
+
+
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Shape of a parameter, also where ZeRO-3 leaves this process a part of it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

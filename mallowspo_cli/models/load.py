@@ -1,18 +1,26 @@
 """Load a causal language model and its tokenizer from a local directory."""
 
+import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
 
 from mallowspo_cli.errors import ModelError, first_line
 from mallowspo_cli.models.attention import AUTO, resolve_attention
 from mallowspo_cli.models.checkpointing import checkpoint_blocks
 from mallowspo_cli.models.fusion import compile_blocks, use_liger
 from mallowspo_cli.models.sources import resolve_model
-from mallowspo_cli.recipe.choices import Dtype
+from mallowspo_cli.recipe.choices import Dtype, Quantization
 from mallowspo_cli.recipe.schema import LoraConfig, ModelConfig, TrainConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -61,12 +69,25 @@ def _template(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def load_model(directory: Path, dtype: torch.dtype, attention: str = AUTO) -> nn.Module:
+def load_model(
+    directory: Path,
+    dtype: torch.dtype,
+    attention: str = AUTO,
+    quantization: Quantization = Quantization.none,
+    device: torch.device | None = None,
+) -> nn.Module:
     """A causal language model with dropout off, from safetensors only.
 
+    Args:
+        dtype: type of the weights; of those that are not quantised, where some are.
+        device: where a quantised model lies (None: the current CUDA device). Any other is on the
+            CPU.
+
     Raises:
-        ModelError: missing or broken files, or an attention that is not there.
+        ModelError: missing or broken files, or an attention, a package or a device that is not
+            there.
     """
+    quantized = quantization_options(quantization, device)
     try:
         config = AutoConfig.from_pretrained(directory)
         # Dropout would make a policy differ from its reference before the first step.
@@ -80,6 +101,7 @@ def load_model(directory: Path, dtype: torch.dtype, attention: str = AUTO) -> nn
             attn_implementation=resolve_attention(directory, attention),
             use_safetensors=True,
             output_loading_info=True,
+            **quantized,
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise ModelError(f"cannot load the model in {directory}: {first_line(error)}") from error
@@ -94,9 +116,59 @@ def load_model(directory: Path, dtype: torch.dtype, attention: str = AUTO) -> nn
     return model
 
 
-def load_policy(config: ModelConfig, directory: Path, train: TrainConfig, seed: int) -> nn.Module:
-    """The model to train: float32 master weights, adapters where the recipe asks for them."""
-    model = load_model(directory, torch.float32, config.attention)
+def quantization_options(quantization: Quantization, device: torch.device | None) -> dict[str, Any]:
+    """What `from_pretrained` takes to quantise weights as it reads them; nothing for `none`.
+
+    Raises:
+        ModelError: bitsandbytes or a CUDA device is missing.
+    """
+    if quantization is Quantization.none:
+        return {}
+    package = importlib.util.find_spec("bitsandbytes") is not None
+    if not package or not torch.cuda.is_available():
+        found = {"bitsandbytes": package, "a CUDA device": torch.cuda.is_available()}
+        missing = " and ".join(name for name, there in found.items() if not there)
+        raise ModelError(
+            f"model.quantization={quantization.value} needs bitsandbytes (pip install "
+            f"'mallowspo[quantized]') and a CUDA device; missing: {missing}. Mend that, or set "
+            "model.quantization=none."
+        )
+    if quantization is Quantization.int8:
+        options = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        options = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.value,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            # ZeRO-3 and FSDP shard tensors of a floating type only.
+            bnb_4bit_quant_storage=torch.bfloat16,
+        )
+    # ZeRO-3 takes no map of devices, not even of one.
+    place = {} if device is None else {"device_map": {"": device}}
+    return {"quantization_config": options, **place}
+
+
+def load_policy(
+    config: ModelConfig,
+    directory: Path,
+    train: TrainConfig,
+    seed: int,
+    device: torch.device | None = None,
+) -> nn.Module:
+    """The model to train: float32 master weights, or adapters where the recipe asks for them.
+
+    The frozen base of adapters is loaded as the reference pass loads it, quantised or not, so that
+    the policy begins as its reference; peft makes the adapters float32. peft's
+    `prepare_model_for_kbit_training` is left out: the base is frozen by the adapters already,
+    blocks are not checkpointed reentrantly (their inputs need no gradient), and norms in another
+    type than the reference's would be another model.
+
+    Args:
+        device: where a quantised base lies (None: the current CUDA device).
+    """
+    dtype = TORCH_DTYPES[config.dtype] if config.lora.rank else torch.float32
+    model = load_model(directory, dtype, config.attention, config.quantization, device)
     if config.lora.rank:
         model = add_lora(model, config.lora, seed)
     if train.liger:

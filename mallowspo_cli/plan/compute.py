@@ -117,7 +117,8 @@ def _head_passes(shape: ModelShape, lengths: ArrayLike, setting: Setting) -> flo
 
 def traffic(shape: ModelShape, setting: Setting) -> float:
     """Bytes that each process receives for a pack under ZeRO-3: weights for the forward and the
-    backward pass, and gradients of those that are trained.
+    backward pass, frozen ones too, and gradients of those that are trained. For a model that is
+    trained whole, 3 x 2 bytes x parameters x (G - 1) / G in bf16.
     """
     share = (setting.world_size - 1) / setting.world_size
     return setting.compute * share * (2 * shape.parameters + shape.trained)

@@ -64,7 +64,10 @@ def _of_hardware(case: Case) -> Findings:
         "assumed_flops": hardware.rate(precision),
         "memory": case.memory,
         "usable_share": MEMORY_SHARE,
+        "nodes": hardware.nodes,
+        "devices_of_a_node": hardware.devices,
         "bandwidth": hardware.bandwidth if case.setting.sharded else None,
+        "bandwidth_is": hardware.link if case.setting.sharded else None,
         "traffic_per_pack": traffic(case.shape, case.setting),
     }
 
@@ -83,7 +86,7 @@ def _of_model(case: Case) -> Findings:
 def _of_data(case: Case) -> Findings:
     rows = case.lengths
     return {
-        "dataset": case.recipe.dataset.title,
+        "dataset": case.data or case.recipe.dataset.title,
         "pairs": len(rows),
         "mean_tokens": rows.sum(axis=1).mean(),
         "longest_pair": int(rows.sum(axis=1).max()),

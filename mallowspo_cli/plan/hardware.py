@@ -35,9 +35,11 @@ class Device:
     """Bytes/s that a device sends, and receives, in collectives within a node: 80 % of NVLink's
     rate in one direction, or PCIe."""
     across: float = 0.0
-    """The same between nodes."""
+    """The same between nodes: one network link, 400 Gb/s on an H100's node. Careful: where each
+    device of a node has such a link of its own, a collective is split over them, and can come near
+    `within`; `bandwidth=` takes what was measured."""
     per_node: int = 1
-    """Devices of a node."""
+    """Devices of a node, unless the command line says how many."""
     reached: float = 0.5
     """Share of the peak that training steps are assumed to reach, with what they compute again."""
     pattern: str = ""
@@ -83,8 +85,15 @@ class Hardware:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes/s of each device in a collective of all of them: the slowest link counts."""
+        """Bytes/s of each device in a collective of all of them: a ring is as slow as the slowest
+        link that it crosses.
+        """
         return self.device.within if self.nodes == 1 else self.device.across
+
+    @property
+    def link(self) -> str:
+        """Where that link lies."""
+        return "within a node" if self.nodes == 1 else "between nodes"
 
     def peak(self, precision: Precision) -> float:
         """FLOP/s of one device at most."""
@@ -95,13 +104,19 @@ class Hardware:
         return self.peak(precision) * self.device.reached
 
 
-def read_hardware(text: str | None, flops: float | None, precision: Precision) -> Hardware:
+def read_hardware(
+    text: str | None,
+    flops: float | None,
+    precision: Precision,
+    bandwidth: float | None = None,
+) -> Hardware:
     """The hardware of `[[NODES x] N x] NAME`, or this machine's where `text` is None.
 
     Args:
         flops: FLOP/s that a device reaches, in the place of an assumed share of its peak, or of a
             CPU's measured one.
         precision: in which a CPU's rate is measured.
+        bandwidth: bytes/s of a device in a collective of all of them, in the place of the table's.
 
     Raises:
         RecipeError: not of that form, no device of that name, or a GPU that is not in the table.
@@ -114,11 +129,15 @@ def read_hardware(text: str | None, flops: float | None, precision: Precision) -
         device = replace(device, bf16=rate, fp32=rate, reached=reached)
     elif flops is not None:
         device = replace(device, reached=flops / found.peak(precision))
+    if bandwidth is not None:
+        device = replace(device, within=bandwidth, across=bandwidth)
     return replace(found, device=device)
 
 
 def _named(text: str) -> Hardware:
-    """From what stands on the command line: 8xh100 are 8 on one node, 2x8xh100 two such nodes."""
+    """From what stands on the command line: 8xh100 are 8 on one node, 2x8xh100 two such nodes, and
+    16xh100 as many nodes as it takes, of the table's number each: the same two.
+    """
     form = FORM.fullmatch(text.lower())
     nodes, count, name = form.groups() if form else (None, None, "")
     device = next((device for device in (*TABLE, _cpu()) if device.name == name), None)

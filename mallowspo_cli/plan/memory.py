@@ -27,7 +27,7 @@ computes with all scores at once, keeps more there.
 from dataclasses import dataclass, replace
 
 from mallowspo_cli.models import head as output_layer
-from mallowspo_cli.plan.setting import HALF, SINGLE, PackSize, Setting
+from mallowspo_cli.plan.setting import HALF, MOMENTS, SINGLE, PackSize, Setting
 from mallowspo_cli.plan.shapes import BlockShape, ModelShape
 from mallowspo_cli.recipe.choices import ActivationCheckpointing
 
@@ -109,19 +109,24 @@ def peak_memory(
 
 
 def state_memory(shape: ModelShape, setting: Setting) -> Memory:
-    """Weights, gradients and AdamW's states of one process, and nothing else.
+    """Weights, gradients and the optimizer's states of one process, and nothing else.
 
-    One process: float32 weights (frozen ones too), gradients and two moments. ZeRO-3 over G: bf16
-    weights and gradients, float32 masters and moments, a G-th of each.
+    Bytes a parameter with AdamW, of which a process of ZeRO-3 has a G-th:
+
+        one process                     4 + 4 + 8     float32 weights, gradients, two moments
+        ZeRO-3, train.precision=bf16    2 + 2 + 12    masters in float32 beside the moments
+        ZeRO-3, train.precision=fp32    4 + 4 + 8
+
+    Frozen weights take the first number alone.
     """
     number = setting.compute if setting.sharded else SINGLE
-    masters = 3 if number < SINGLE else 2
+    states = MOMENTS[setting.optimizer] + (SINGLE if number < SINGLE else 0)
     share = 1 / setting.world_size
     return Memory(
         when="states",
         weights=number * shape.parameters * share,
         gradients=number * shape.trained * share,
-        optimizer=masters * SINGLE * shape.trained * share,
+        optimizer=states * shape.trained * share,
     )
 
 

@@ -7,10 +7,12 @@ from numpy.typing import ArrayLike
 
 from mallowspo_cli.packing.layout import Layout
 from mallowspo_cli.packing.packer import size_of
-from mallowspo_cli.recipe.choices import Precision
+from mallowspo_cli.recipe.choices import Optimizer, Precision
 
 HALF, SINGLE = 2, 4
 """Bytes of a number."""
+MOMENTS = {Optimizer.adamw: 8, Optimizer.adamw_8bit: 2, Optimizer.rmsprop: 4}
+"""Bytes that an optimizer keeps of each trained parameter."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Setting:
     precision: Precision
     world_size: int = 1
     cpu: bool = False
+    optimizer: Optimizer = Optimizer.adamw
 
     @property
     def sharded(self) -> bool:

@@ -1,6 +1,7 @@
 """What a plan knows of a model: parameters and widths, read off a model that has no weights."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mallowspo_cli.errors import ModelError, first_line
-from mallowspo_cli.models.flops import ForwardFlops, head_dim
+from mallowspo_cli.models.flops import ForwardFlops, head_dim, whole_shape
 from mallowspo_cli.models.load import add_lora
 from mallowspo_cli.plan.blocks import (
     blocks_of,
@@ -82,8 +83,8 @@ class BlockShape:
         # Results that are normalised or weighed are needed again.
         ends_in_matrix = sum(size == hidden for size, _ in norms) <= len(groups) == 2
         return cls(
-            parameters=sum(p.numel() for p in block.parameters()),
-            largest=max(p.numel() for p in block.parameters()),
+            parameters=sum(prod(whole_shape(p)) for p in block.parameters()),
+            largest=max(prod(whole_shape(p)) for p in block.parameters()),
             hidden=hidden,
             norms=sum(size for size, is_fused in norms if not is_fused),
             fused_norms=sum(size for size, is_fused in norms if is_fused),
@@ -126,14 +127,14 @@ class ModelShape:
         causal: Any = model if base is None else base()
         config = causal.config.get_text_config(decoder=True)
         parameters = list(model.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        trained = sum(prod(whole_shape(p)) for p in parameters if p.requires_grad)
         flops = ForwardFlops.of(causal)
         return cls(
             flops=flops,
             blocks=tuple(BlockShape.of(block, config) for block in blocks_of(causal.base_model)),
             hidden=config.hidden_size,
             vocab=causal.get_output_embeddings().out_features,
-            parameters=sum(p.numel() for p in parameters),
+            parameters=sum(prod(whole_shape(p)) for p in parameters),
             trained=trained,
             trained_share=1.0 if base is None else 2 * trained / flops.per_token,
             adapters=base is not None,

@@ -1,7 +1,7 @@
 """Optimizer steps of a recipe, packed as training packs them, and the time they should take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,11 @@ class Steps:
     """Of sending weights and gradients."""
     seconds: float
     """For each pack the longer of the two: they overlap."""
+    seconds_apart: float
+    """Their sum: as if nothing overlapped, which no step exceeds."""
+    hiding_tokens: float
+    """Tokens of a pack whose computing takes as long as the sending, at these lengths: with fewer,
+    a process waits for weights."""
     pairs_per_second: float
     mfu: float
     """FLOPs that nothing could do without, over those of the peak."""
@@ -107,6 +112,7 @@ def _one_step(
     compute = flops.max(axis=0) / hardware.rate(setting.precision)
     sending = traffic(shape, setting) / hardware.bandwidth if setting.sharded else 0.0
     by_rank = flops.sum(axis=1)
+    per_token = flops.sum() / sizes.sum() / hardware.rate(setting.precision)
     return {
         "packs": len(ranks[0]),
         "tokens": sizes.sum(),
@@ -117,6 +123,8 @@ def _one_step(
         "compute_seconds": compute.sum(),
         "traffic_seconds": sending * len(compute),
         "seconds": np.maximum(compute, sending).sum(),
+        "seconds_apart": compute.sum() + sending * len(compute),
+        "hiding_tokens": sending / per_token,
     }
 
 
@@ -128,10 +136,14 @@ def reference_seconds(
     pack_tokens: int,
     layout: Layout = Layout.shared,
 ) -> float:
-    """Time of the reference pass over all pairs: every process has the whole model."""
+    """Time of the reference pass over all pairs: every process has the whole model, so nothing is
+    sent. Loading it is left out.
+    """
+    adapters = 2.0 * shape.trained if shape.adapters else 0.0
+    frozen = replace(shape.flops, per_token=shape.flops.per_token - adapters)
     if layout is Layout.shared:
-        flops = float(shape.flops.of_pairs(lengths).sum())
+        flops = float(frozen.of_pairs(lengths).sum())
     else:
         (packs,) = pack(lengths, pack_tokens, 1, layout)
-        flops = sum(forward_work(shape.flops, lengths[each], layout).total for each in packs)
+        flops = sum(forward_work(frozen, lengths[each], layout).total for each in packs)
     return flops / (hardware.rate(setting.precision) * setting.world_size)

@@ -16,7 +16,7 @@ NOTHING = "nothing to complain of"
 PARTS = {
     "weights": "weights",
     "gradients": "gradients",
-    "optimizer": "AdamW",
+    "optimizer": "optimizer's states",
     "copies": "copies of weights in work",
     "activations": "activations",
     "head": "output layer: logits, its gradient",
@@ -40,6 +40,7 @@ def print_plan(findings: Findings) -> None:
         "setting": SETTING,
         "memory of a process at its peak": MEMORY,
         "an optimizer step": STEP,
+        "memory of a process in the reference pass": REFERENCE,
         "the run": RUN,
     }
     options = _options(findings)
@@ -83,12 +84,14 @@ def _introduction(findings: Findings) -> Sequence[str]:
     trained = (
         "" if model["trained"] == model["parameters"] else f", {count(model['trained'])} trained"
     )
+    nodes = hardware["nodes"]
+    where = f" ({nodes} nodes of {hardware['devices_of_a_node']})" if nodes > 1 else ""
     return (
         f"model: {model['source']}, {count(model['parameters'])} parameters{trained}",
         f"data: {data['dataset']}, {data['pairs']:,} pairs of {data['mean_tokens']:,.0f} tokens "
         f"({data['prompt_share']:.0%} prompt), the longest {data['longest_pair']:,}",
-        f"run: {run['steps']:,} steps of {run['pairs_per_step']} pairs on {hardware['name']}, "
-        f"{hardware['memory'] / GIB:.1f} GiB each, in {hardware['precision']}",
+        f"run: {run['steps']:,} steps of {run['pairs_per_step']} pairs on {hardware['name']}"
+        f"{where}, {hardware['memory'] / GIB:.1f} GiB each, in {hardware['precision']}",
     )
 
 
@@ -114,14 +117,33 @@ STEP: tuple[Row, ...] = (
     ("computing", lambda option: duration(option["step"]["compute_seconds"])),
     ("sending weights and gradients", lambda option: duration(option["step"]["traffic_seconds"])),
     ("time of a step", lambda option: duration(option["step"]["seconds"])),
+    ("the same, were sending not hidden", lambda option: _apart(option["step"])),
+    ("tokens of a pack that hide it", lambda option: _hiding(option["step"])),
     ("pairs/s", lambda option: short(option["step"]["pairs_per_second"])),
     ("useful share of the peak (MFU)", lambda option: f"{option['step']['mfu']:.0%}"),
+)
+REFERENCE: tuple[Row, ...] = (
+    ("weights, whole", lambda option: _of_reference(option, "weights")),
+    ("all, at its peak", lambda option: _of_reference(option, "peak")),
 )
 RUN: tuple[Row, ...] = (
     ("reference pass, once", lambda option: duration(option["reference_seconds"])),
     ("training", lambda option: duration(option["training_seconds"])),
     ("together", lambda option: duration(option["seconds"])),
 )
+
+
+def _apart(step: Findings) -> str:
+    return duration(step["seconds_apart"]) if step["traffic_seconds"] else "-"
+
+
+def _hiding(step: Findings) -> str:
+    return f"{step['hiding_tokens']:,.0f}" if step["hiding_tokens"] else "-"
+
+
+def _of_reference(option: Findings, part: str) -> str:
+    memory = option["reference_memory"]
+    return size(memory[part]) if memory else "-"
 
 
 def _gain_line(findings: Findings) -> str:

@@ -10,6 +10,14 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Quantization(StrEnum):
+    """How the frozen base under adapters is stored."""
+
+    none = "none"
+    nf4 = "nf4"
+    int8 = "int8"
+
+
 class Precision(StrEnum):
     """Compute type of the forward and backward pass; master weights are always float32."""
 
@@ -89,6 +97,8 @@ class Optimizer(StrEnum):
     """The optimizer of the policy's float32 master weights."""
 
     adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
+    rmsprop = "rmsprop"
 
 
 class Scheduler(StrEnum):

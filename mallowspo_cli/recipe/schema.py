@@ -23,6 +23,7 @@ from mallowspo_cli.recipe.choices import (
     Pairing,
     Pooling,
     Precision,
+    Quantization,
     Scheduler,
     Span,
     Truncation,
@@ -92,8 +93,20 @@ class ModelConfig:
     chat_template: str | None = None
     """null: the tokenizer's own. `plain` (texts one after another) and `dialogue` (Human and
     Assistant turns) are for models that have none; or the path of a .jinja file."""
+    quantization: Quantization = Quantization.none
+    """How the frozen base under adapters is stored, in policy and reference alike. nf4: 4 bits and
+    twice quantised, computing in bf16 (QLoRA); int8: 8 bits. Needs model.lora.rank, bitsandbytes
+    and a CUDA device; neither has been tried on a GPU (docs/lora.md)."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank adapters; off unless they have a rank."""
+
+    def __post_init__(self) -> None:
+        if self.quantization is not Quantization.none and self.lora.rank == 0:
+            raise RecipeError(
+                f"model.quantization={self.quantization.value} freezes the model's weights, and "
+                "model.lora.rank=0 leaves nothing to train. Give the adapters a rank "
+                "(model.lora.rank=16), or set model.quantization=none."
+            )
 
 
 @dataclass(kw_only=True)
@@ -274,15 +287,24 @@ class TrainConfig:
     learning_rate: float = 1e-6
     """Peak learning rate."""
     optimizer: Optimizer = Optimizer.adamw
-    """AdamW with betas 0.9 and 0.999."""
+    """adamw: betas 0.9 and 0.999, two float32 moments. adamw_8bit: the same with moments of 8 bits
+    (bitsandbytes, CUDA); the weights stay float32. rmsprop: torch's (alpha 0.99, eps 1e-8), one
+    moment, as in the DPO reference code."""
     scheduler: Scheduler = Scheduler.cosine
     """Shape of the learning rate after the warm-up; linear and cosine end at 0."""
     warmup_ratio: float = 0.1
     """Share of all steps over which the learning rate rises linearly from 0."""
+    warmup_steps: int | None = None
+    """Steps over which it rises: a number takes the place of warmup_ratio, whatever that says;
+    null: warmup_ratio. In a run of fewer steps it does not reach its peak."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of matrices; biases and norms have none."""
+    """Weight decay of matrices; biases and norms have none. Decoupled from the gradient in adamw
+    and adamw_8bit, added to it in rmsprop."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 turns it off."""
+    hang_seconds: int = 1800
+    """A process that makes no progress for so long prints where each of its threads stands, and
+    ends the run; 0 turns it off. A step, a pack of an evaluation and a checkpoint are progress."""
     order: Order = Order.shuffle
     """shuffle: a new order each epoch, a pure function of seed and epoch; sequential: the data's.
     By dispersion: easy_first (high w, the reference is sure, first), hard_first, stratified (each
@@ -291,7 +313,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in ("global_batch_size", "pack_tokens", "epochs", "max_steps"):
             _at_least(f"train.{key}", getattr(self, key), 1)
-        for key in ("weight_decay", "max_grad_norm", "warmup_ratio"):
+        for key in (
+            "weight_decay",
+            "max_grad_norm",
+            "warmup_ratio",
+            "warmup_steps",
+            "hang_seconds",
+        ):
             _at_least(f"train.{key}", getattr(self, key), 0)
         _at_least("train.learning_rate", self.learning_rate, 0, strict=True)
         if self.compile and self.activation_checkpointing is not ActivationCheckpointing.none:
@@ -337,10 +365,18 @@ class CheckpointConfig:
     """Steps between checkpoints; 0 turns them off (the model is saved at the end in any case)."""
     keep: int = 1
     """Newest checkpoints to keep."""
+    best_by: str | None = None
+    """A metric of the evaluations, such as eval/loss or eval/rewards/accuracies: the best one's
+    checkpoint is kept too (`mallowspo export checkpoint=best`). Less is better of a loss, more of
+    everything else. null: none."""
+    before_end: int = 300
+    """Under Slurm, save and stop so many seconds before the job's time ends. SIGTERM and SIGUSR1
+    stop a run in the same way, on any machine. It then goes on with --resume."""
 
     def __post_init__(self) -> None:
         _at_least("checkpoint.every", self.every, 0)
         _at_least("checkpoint.keep", self.keep, 1)
+        _at_least("checkpoint.before_end", self.before_end, 0)
 
 
 @dataclass(kw_only=True)

@@ -260,7 +260,8 @@ class _Pass:
 
 def load_scorer(directory: Path, model: ModelConfig, device: torch.device) -> PairScorer:
     """The frozen reference model of a recipe, ready to score."""
-    scorer = PairScorer(load_model(directory, TORCH_DTYPES[model.dtype], model.attention))
+    dtype = TORCH_DTYPES[model.dtype]
+    scorer = PairScorer(load_model(directory, dtype, model.attention, model.quantization, device))
     return scorer.eval().requires_grad_(False).to(device)
 
 

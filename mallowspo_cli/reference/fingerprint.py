@@ -12,7 +12,7 @@ import transformers
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import content_digest
 from mallowspo_cli.models.attention import resolve_attention
-from mallowspo_cli.recipe.choices import Dtype, Precision
+from mallowspo_cli.recipe.choices import Dtype, Precision, Quantization
 from mallowspo_cli.recipe.schema import ModelConfig
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
@@ -34,7 +34,8 @@ class Fingerprint:
     tokenizer: str
     """Digest of the tokenizer's vocabulary; templates are not part of it."""
     compute: str
-    """Storage and compute type, such as `float32` or `bfloat16 autocast over float32`."""
+    """Storage and compute type, such as `float32`, `bfloat16 autocast over float32`, or
+    `nf4 weights, bfloat16` of a quantised model."""
     attention: str
     torch: str
     transformers: str
@@ -70,18 +71,20 @@ def fingerprint(directory: Path, config: ModelConfig, precision: Precision) -> F
         adapter=_digest(adapter) if adapter else "none",
         config=_digest([directory / "config.json"]),
         tokenizer=_digest([path for path in vocabulary if path.is_file()]),
-        compute=compute_name(config.dtype, precision),
+        compute=compute_name(config.dtype, precision, config.quantization),
         attention=resolve_attention(directory, config.attention),
         torch=torch.__version__.partition("+")[0],
         transformers=transformers.__version__,
     )
 
 
-def compute_name(dtype: Dtype, precision: Precision) -> str:
-    """How a model stored as `dtype` computes under `precision`."""
-    if dtype is Dtype.float32 and precision is Precision.bf16:
-        return "bfloat16 autocast over float32"
-    return dtype.value
+def compute_name(
+    dtype: Dtype, precision: Precision, quantization: Quantization = Quantization.none
+) -> str:
+    """How a model stored as `dtype`, its matrices quantised, computes under `precision`."""
+    mixed = dtype is Dtype.float32 and precision is Precision.bf16
+    name = "bfloat16 autocast over float32" if mixed else dtype.value
+    return name if quantization is Quantization.none else f"{quantization.value} weights, {name}"
 
 
 def _digest(files: list[Path]) -> str:

@@ -1,5 +1,6 @@
 """model/README.md: what the model is and how it was made."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from mallowspo_cli.report.run_report import result_rows
 
 CARD = """\
 ---
-library_name: transformers
+library_name: {{ library }}
 pipeline_tag: text-generation
 tags: [preference-optimization, mallowspo, {{ results.objective }}]
 {% if base -%}
@@ -29,7 +30,9 @@ mallowspo {{ environment.versions.mallowspo }} (MallowsPO, arXiv 2405.14953).
 {% endif -%}
 - trained on: {{ environment.device }}, torch {{ environment.versions.torch }}, transformers
   {{ environment.versions.transformers }}
-
+{% for note in notes -%}
+- {{ note }}
+{% endfor %}
 | | before | after |
 | --- | ---: | ---: |
 {% for name, before, after in rows -%}
@@ -49,6 +52,8 @@ def model_card(
     results: dict[str, Any],
     dispersion: dict[str, Any] | None,
     environment: dict[str, Any],
+    notes: Sequence[str] = (),
+    library: str = "transformers",
 ) -> str:
     """The Markdown text of a trained model's card.
 
@@ -57,16 +62,23 @@ def model_card(
         results: the run's results.json.
         dispersion: the run's dispersion.json, None where the objective read none.
         environment: the run's environment.json.
+        notes: what else is to be said, a line each.
+        library: what loads it.
     """
-    source = results["model_source"]
-    outside = ":" in source or source.startswith((".", "/", "~")) or Path(source).is_dir()
-    is_hub_id = source.count("/") == 1 and not outside
     template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(CARD)
     return template.render(
         results=results,
         rows=result_rows(results),
-        base=source if is_hub_id else None,
+        base=hub_id(results["model_source"]),
         dispersion=dispersion,
         environment=environment,
         recipe=recipe_yaml,
+        notes=notes,
+        library=library,
     )
+
+
+def hub_id(source: str) -> str | None:
+    """A model source that is a hub id, else None."""
+    outside = ":" in source or source.startswith((".", "/", "~")) or Path(source).is_dir()
+    return source if source.count("/") == 1 and not outside else None

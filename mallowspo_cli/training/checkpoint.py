@@ -1,31 +1,33 @@
-"""Checkpoints: whole or absent, and checked before they are used."""
+"""Checkpoints: whole or absent, checked before they are used, and read by any number of processes.
+
+A checkpoint is a directory: a file of each process (`training/pieces.py`), and a manifest with the
+digests of all, which the main process writes last.
+"""
 
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
-from mallowspo_cli.errors import CheckpointError, first_line
-from mallowspo_cli.files import sha256, whole_directory, write_json
+from mallowspo_cli.errors import CheckpointError, MallowsPOError, first_line
+from mallowspo_cli.files import sha256, sync, write_json
+from mallowspo_cli.models.flops import whole_shape
+from mallowspo_cli.training.engine import Engine
+from mallowspo_cli.training.pieces import WEIGHT, Piece, Pieces, write_pieces
 
-WEIGHTS, OPTIMIZER, STATE, MANIFEST = (
-    "trainable.safetensors",
-    "optimizer.pt",
-    "state.json",
-    "manifest.json",
-)
-UNREADABLE = (
-    *(OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError),
-    *(SafetensorError, UnpicklingError),
-)
+STATE, MANIFEST, BEST = "state.json", "manifest.json", "best.json"
+FORMAT = 2
+RNG = "rng"
+"""Kind of the pieces that hold random states; their names say of which device and process."""
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, SafetensorError)
 """What a damaged file can raise."""
 
 
@@ -52,75 +54,205 @@ def whole_checkpoints(run_directory: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
+def best_checkpoint(run_directory: Path) -> dict[str, Any] | None:
+    """Step, metric and value of the best evaluation that has a checkpoint; None without one."""
+    file = run_directory / "checkpoints" / BEST
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
 def save_checkpoint(
-    run_directory: Path,
-    model: nn.Module,
-    optimizer: Any,
-    state: TrainState,
-    keep: int,
+    run_directory: Path, engine: Engine, state: TrainState, keep: int, best: dict[str, Any] | None
 ) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep`."""
-    path = checkpoint_path(run_directory, state.step)
-    for left in (path, *path.parent.glob(".step_*.tmp")):
-        # What a kill in the middle of writing or removing one has left.
-        shutil.rmtree(left, ignore_errors=True)
-    with whole_directory(path) as target:
-        weights = {n: p.detach().cpu().contiguous() for n, p in _trainable(model)}
-        save_file(weights, target / WEIGHTS)
-        rng = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            rng["cuda"] = torch.cuda.get_rng_state()
-        torch.save({"optimizer": optimizer.state_dict(), "rng": rng}, target / OPTIMIZER)
-        write_json(target / STATE, asdict(state))
-        digests = {p.name: sha256(p) for p in sorted(target.iterdir())}
-        write_json(target / MANIFEST, digests)
-    for old in whole_checkpoints(run_directory)[:-keep]:
-        shutil.rmtree(old)
+    """Write a checkpoint, then remove all but the newest `keep` and the best.
+
+    Every process calls this. It is absent until every process has written its file.
+
+    Args:
+        best: what best.json says from now on; None leaves it.
+
+    Raises:
+        CheckpointError: a process could not write (in all of them).
+    """
+    accelerator, path = engine.accelerator, checkpoint_path(run_directory, state.step)
+    # A name that all processes know; a kill in the middle leaves it behind.
+    temporary = path.with_name(f".{path.name}.tmp")
+    if accelerator.is_main_process:
+        for left in (path, *path.parent.glob(".step_*.tmp")):
+            shutil.rmtree(left, ignore_errors=True)
+    _together(engine, lambda: temporary.mkdir(parents=True, exist_ok=True))
+    name = shard_name(accelerator.process_index, accelerator.num_processes)
+
+    def write_own() -> dict[str, str]:
+        write_pieces(temporary / name, (*engine.pieces(), *_random_states(engine)))
+        sync(temporary / name)
+        return {name: sha256(temporary / name)}
+
+    digests = _together(engine, write_own)
+
+    def finish() -> None:
+        if not accelerator.is_main_process:
+            return
+        about = {
+            "format": FORMAT,
+            "optimizer": engine.optimizer_name,
+            "processes": accelerator.num_processes,
+        }
+        write_json(temporary / STATE, {**asdict(state), **about})
+        files = {k: v for each in digests for k, v in each.items()}
+        write_json(temporary / MANIFEST, {**files, STATE: sha256(temporary / STATE)})
+        temporary.rename(path)
+        sync(path.parent)
+        if best is not None:
+            write_json(path.parent / BEST, best)
+        kept = best_checkpoint(run_directory)
+        for old in whole_checkpoints(run_directory)[:-keep]:
+            if kept is None or old != checkpoint_path(run_directory, kept["step"]):
+                shutil.rmtree(old)
+
+    _together(engine, finish)
     return path
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: Any) -> TrainState:
-    """Put a checkpoint's weights, optimizer state and random state in place.
+def load_checkpoint(path: Path, engine: Engine) -> TrainState:
+    """Put a checkpoint's weights, optimizer states and random states in place.
+
+    Every process calls this, of however many; each reads the ranges that it holds.
 
     Raises:
-        CheckpointError: damaged, or of another model.
+        CheckpointError: damaged, or of another model or optimizer (in all processes).
     """
-    try:
-        digests = json.loads((path / MANIFEST).read_text())
-        damaged = [n for n in (WEIGHTS, OPTIMIZER, STATE) if sha256(path / n) != digests[n]]
-        if damaged:
-            raise _damaged(path, f"{', '.join(damaged)} changed since it was written")
-        state = TrainState(**json.loads((path / STATE).read_text()))
-        weights = load_file(path / WEIGHTS)
-        # Tensors and plain values only: no code in the file can run.
-        saved = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
-        moments, rng = saved["optimizer"], saved["rng"]
-    except UNREADABLE as error:
-        raise _damaged(path, first_line(error)) from error
-    own = dict(_trainable(model))
-    if weights.keys() != own.keys() or any(weights[n].shape != own[n].shape for n in own):
-        raise CheckpointError(f"{path} is a checkpoint of another model than the recipe's.")
-    try:
-        optimizer.load_state_dict(moments)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is a checkpoint of another optimizer than the recipe's: {first_line(error)}."
-        ) from error
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
-    torch.set_rng_state(rng["cpu"])
-    if "cuda" in rng and torch.cuda.is_available():
-        torch.cuda.set_rng_state(rng["cuda"])
+    accelerator = engine.accelerator
+    rank, processes = accelerator.process_index, accelerator.num_processes
+
+    def check() -> tuple[TrainState, Pieces]:
+        # Each process looks at some of the files.
+        state, pieces = read_checkpoint(path, slice(rank, None, processes))
+        _check_fits(path, state, pieces, engine)
+        return TrainState(state["step"]), pieces
+
+    state, pieces = _together(engine, check, gather=False)[0]
+
+    def put() -> None:
+        try:
+            engine.load(pieces, state.step)
+        except (ValueError, SafetensorError, OSError) as error:
+            raise damaged(path, first_line(error)) from error
+
+    _together(engine, put)
+    _set_random_states(engine, pieces)
     return state
 
 
-def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+def read_checkpoint(path: Path, checked: slice = slice(None)) -> tuple[dict[str, Any], Pieces]:
+    """What state.json says and the pieces, the digests of the `checked` files compared.
+
+    Raises:
+        CheckpointError: damaged, or of an older version.
+    """
+    if (path / "trainable.safetensors").is_file():
+        raise CheckpointError(
+            f"{path} was written by an earlier version. Go on with that version, or start anew."
+        )
+    try:
+        digests = json.loads((path / MANIFEST).read_text())
+        count = len(digests) - 1
+        names = sorted({STATE, *(shard_name(rank, count) for rank in range(count))})
+        changed = [n for n in names if n not in digests or not (path / n).is_file()]
+        changed = changed or [n for n in names[checked] if sha256(path / n) != digests[n]]
+        if changed:
+            raise damaged(path, f"{', '.join(changed)} changed since it was written")
+        state = json.loads((path / STATE).read_text())
+        if state["processes"] != count or not isinstance(state["step"], int):
+            raise damaged(path, f"{STATE} and {MANIFEST} do not agree")
+        return state, Pieces([path / n for n in names if n != STATE])
+    except UNREADABLE as error:
+        raise damaged(path, first_line(error)) from error
 
 
-def _damaged(path: Path, why: str) -> CheckpointError:
+def checkpoint_weights(path: Path) -> dict[str, Tensor]:
+    """Everything that was trained, whole and in float32, by its name in the scorer.
+
+    Raises:
+        CheckpointError: damaged.
+    """
+    _, pieces = read_checkpoint(path)
+    try:
+        return {
+            name: pieces.read(WEIGHT, name).view(pieces.shapes[WEIGHT, name])
+            for name in sorted(pieces.names(WEIGHT))
+        }
+    except UNREADABLE as error:
+        raise damaged(path, first_line(error)) from error
+
+
+def shard_name(rank: int, processes: int) -> str:
+    """File of one process."""
+    return f"rank_{rank:05d}_of_{processes:05d}.safetensors"
+
+
+def damaged(path: Path, why: str) -> CheckpointError:
+    """The error of a checkpoint that cannot be read."""
     return CheckpointError(
         f"the checkpoint {path} is damaged: {why}. Remove that directory; --resume then goes on "
         "from the one before it, or starts afresh."
     )
+
+
+def _check_fits(path: Path, state: dict[str, Any], pieces: Pieces, engine: Engine) -> None:
+    own = {name: whole_shape(p) for name, p in engine.trainable.items()}
+    found = {name: pieces.shapes[WEIGHT, name] for name in pieces.names(WEIGHT)}
+    if own != found:
+        raise CheckpointError(f"{path} is a checkpoint of another model than the recipe's.")
+    if state.get("optimizer") != engine.optimizer_name:
+        raise CheckpointError(
+            f"{path} is a checkpoint of another optimizer ({state.get('optimizer')}) than the "
+            f"recipe's ({engine.optimizer_name})."
+        )
+
+
+def _together(engine: Engine, work: Callable[[], Any], gather: bool = True) -> list[Any]:
+    """Do `work` in every process; an error in one is an error in all of them.
+
+    Returns each process's result, or this one's alone without `gather`.
+    """
+    result, fault = None, None
+    try:
+        result = work()
+    except (OSError, MallowsPOError, SafetensorError) as error:
+        fault = error
+    if engine.accelerator.num_processes == 1:
+        if fault is not None:
+            raise fault
+        return [result]
+    found = gather_object([(repr(fault) if fault else None, result if gather else None)])
+    faults = [(rank, text) for rank, (text, _) in enumerate(found) if text]
+    if fault is not None:
+        raise fault
+    if faults:
+        raise CheckpointError(f"process {faults[0][0]} failed: {faults[0][1]}")
+    return [each for _, each in found] if gather else [result]
+
+
+def _random_states(engine: Engine) -> list[Piece]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    rank = engine.accelerator.process_index
+    return [Piece(RNG, f"{k}/{rank}", 0, tuple(v.shape), v) for k, v in states.items()]
+
+
+def _set_random_states(engine: Engine, pieces: Pieces) -> None:
+    """A process that the run did not have before keeps the state that its seed gave it."""
+    rank = engine.accelerator.process_index
+    if (RNG, f"cpu/{rank}") in pieces.shapes:
+        torch.set_rng_state(pieces.read(RNG, f"cpu/{rank}"))
+    if (RNG, f"cuda/{rank}") in pieces.shapes and torch.cuda.is_available():
+        torch.cuda.set_rng_state(pieces.read(RNG, f"cuda/{rank}"))
+
+
+def broadcast(engine: Engine, value: Any) -> Any:
+    """The main process's value, in every process."""
+    values = [value]
+    if engine.accelerator.num_processes > 1:
+        broadcast_object_list(values)
+    return values[0]

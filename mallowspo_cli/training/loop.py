@@ -2,21 +2,21 @@
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.distributed import log, progress
 from mallowspo_cli.errors import RecipeError, TrainingError
-from mallowspo_cli.evaluation.preference import evaluate_preferences, win_indicator
-from mallowspo_cli.objectives.base import Objective, ObjectiveOutput, PairScores, ReferenceScores
+from mallowspo_cli.evaluation.preference import evaluate_preferences
+from mallowspo_cli.objectives.base import Objective
 from mallowspo_cli.packing.layout import Layout, PairBatch, collate
 from mallowspo_cli.packing.packer import lengths_of, pack
 from mallowspo_cli.recipe.choices import Dtype
@@ -24,22 +24,23 @@ from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.fingerprint import compute_name
 from mallowspo_cli.reference.terms import Reference
 from mallowspo_cli.scoring import PairScorer
-from mallowspo_cli.training.checkpoint import TrainState, save_checkpoint
+from mallowspo_cli.training.checkpoint import TrainState, best_checkpoint, save_checkpoint
+from mallowspo_cli.training.engine import Engine
 from mallowspo_cli.training.metrics import MetricsFile
 from mallowspo_cli.training.optim import learning_rate
 from mallowspo_cli.training.order import PairOrder
 from mallowspo_cli.training.startup import check_start, sample
+from mallowspo_cli.training.telemetry import StepClock, gathered, record
+from mallowspo_cli.training.watch import Stop, StoppedError, Watch
 
 
 @dataclass
 class Run:
-    """What a training run works with. `scorer` and `optimizer` are prepared by the accelerator."""
+    """What a training run works with."""
 
     recipe: Recipe
     directory: Path
-    accelerator: Accelerator
-    scorer: nn.Module
-    optimizer: Any
+    engine: Engine
     train_pairs: Sequence[TokenizedPair]
     eval_pairs: Sequence[TokenizedPair]
     order: PairOrder
@@ -48,49 +49,73 @@ class Run:
     """Optimizer steps of the whole run."""
     pack_tokens: int
     """Tokens that a pack may hold."""
+    peak_flops: float | None = None
+    """FLOP/s of a device on paper, for the MFU; None where it is not known."""
+    stop: Stop = field(default_factory=Stop)
+    """What may ask the run to stop."""
+    watch: Watch = field(default_factory=lambda: Watch(0, 0))
+    """What ends it where it hangs."""
 
-    def packs(self, step: int) -> list[PairBatch]:
-        """This process's packs of an optimizer step."""
-        pairs = [self.train_pairs[i] for i in self.order.step(step)]
-        lengths = lengths_of(pairs)
-        mine = pack(
-            lengths,
-            self.pack_tokens,
-            self.accelerator.num_processes,
-            self.layout,
-            self.bare_scorer.flops.of_pairs(lengths),
-        )[self.accelerator.process_index]
-        return [collate([pairs[i] for i in members], self.layout) for members in mine]
+    @property
+    def accelerator(self) -> Accelerator:
+        """The processes of the run."""
+        return self.engine.accelerator
+
+    @property
+    def scorer(self) -> nn.Module:
+        """The policy, as the engine wraps it."""
+        return self.engine.scorer
 
     @property
     def bare_scorer(self) -> PairScorer:
         """The scorer without what an engine wraps it in."""
-        return self.accelerator.unwrap_model(self.scorer)
+        return self.engine.bare_scorer
 
     @property
     def layout(self) -> Layout:
         """How its packs lie."""
         return self.bare_scorer.layout
 
+    def packs(self, step: int) -> "StepPacks":
+        """This process's packs of an optimizer step."""
+        pairs = [self.train_pairs[i] for i in self.order.step(step)]
+        lengths = lengths_of(pairs)
+        costs = self.bare_scorer.flops.of_pairs(lengths)
+        mine = pack(
+            *(lengths, self.pack_tokens, self.accelerator.num_processes, self.layout, costs)
+        )[self.accelerator.process_index]
+        members = [[pairs[i] for i in chosen] for chosen in mine]
+        return StepPacks(members, self.layout, int(lengths.sum()), float(costs.sum()))
+
     def evaluate(
         self, objective: Objective, reference: Reference | None, state: TrainState
-    ) -> None:
-        """Evaluate on the held-out pairs and log the result."""
+    ) -> dict[str, Any]:
+        """Evaluate on the held-out pairs and log the result; nothing where there are none."""
         if not self.eval_pairs:
-            return
+            return {}
+        accelerator = self.accelerator
         self.scorer.eval()
         report = evaluate_preferences(
-            self.scorer,
+            self._scored,
             self.eval_pairs,
             objective,
             reference,
             # The packs of the reference pass, so that margins are exactly 0 before training.
             self.recipe.reference.pack_tokens,
-            self.accelerator.device,
+            accelerator.device,
             self.layout,
+            (accelerator.process_index, accelerator.num_processes),
+            gather_object,
         )
         self.scorer.train()
-        self.write({"step": state.step, "epoch": self.epoch(state.step), **report.metrics()})
+        values = report.metrics()
+        self.write({"step": state.step, "epoch": self.epoch(state.step), **values})
+        return values
+
+    def _scored(self, batch: PairBatch) -> Any:
+        scores = self.scorer(batch)
+        self.watch.alive()
+        return scores
 
     def check_start(self, objective: Objective, reference: Reference) -> None:
         """Compare the policy with the reference before the first step.
@@ -102,7 +127,10 @@ class Run:
         if not pairs:
             return
         self.scorer.eval()
-        compute = compute_name(Dtype.float32, self.recipe.train.precision)
+        # The base of adapters is loaded as the reference is, masters are float32.
+        model = self.recipe.model
+        dtype = model.dtype if model.lora.rank else Dtype.float32
+        compute = compute_name(dtype, self.recipe.train.precision, model.quantization)
         device = self.accelerator.device
         worst = check_start(self.scorer, pairs, objective, reference, compute, device, self.layout)
         self.scorer.train()
@@ -111,10 +139,12 @@ class Run:
             *(len(pairs), worst),
         )
 
-    def save(self, state: TrainState) -> None:
-        """Write a checkpoint."""
+    def save(self, state: TrainState, best: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint; `best` is what best.json then says."""
         keep = self.recipe.checkpoint.keep
-        save_checkpoint(self.directory, self.bare_scorer, self.optimizer, state, keep)
+        self.watch.alive()
+        save_checkpoint(self.directory, self.engine, state, keep, best)
+        self.watch.alive()
 
     def write(self, values: dict[str, Any]) -> None:
         """Log one line of metrics, here and to the trackers."""
@@ -126,6 +156,24 @@ class Run:
     def epoch(self, step: int) -> float:
         """Passes over the training pairs after `step` optimizer steps."""
         return round(step * self.recipe.train.global_batch_size / len(self.train_pairs), 6)
+
+
+@dataclass(frozen=True)
+class StepPacks:
+    """A process's share of an optimizer step, and what the whole step comes to."""
+
+    members: list[list[TokenizedPair]]
+    layout: Layout
+    tokens: int
+    """Of all processes, each prompt once."""
+    forward_flops: float
+    """Of all processes."""
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        return (collate(pairs, self.layout) for pairs in self.members)
 
 
 def total_steps(recipe: Recipe, num_pairs: int) -> int:
@@ -152,6 +200,7 @@ def fit(run: Run, objective: Objective, reference: Reference | None, state: Trai
     Raises:
         TrainingError: a loss or gradient is not finite.
         CacheError: the reference lacks a pair, or is of another model than the policy.
+        StoppedError: a signal or the end of the job's time asked for it; a checkpoint is written.
     """
     recipe, total = run.recipe, run.total_steps
     if state.step == total:
@@ -163,112 +212,120 @@ def fit(run: Run, objective: Objective, reference: Reference | None, state: Trai
     run.scorer.train()
     with progress("training", total - state.step, "steps") as advance:
         while state.step < total:
-            values = optimizer_step(run, objective, reference, state.step)
+            values, stop = optimizer_step(run, objective, reference, state.step)
             state.step += 1
-            if state.step % recipe.log.every == 0 or state.step == total:
+            last = state.step == total
+            if state.step % recipe.log.every == 0 or last:
                 run.write({"step": state.step, "epoch": run.epoch(state.step), **values})
-            if _due(state.step, recipe.eval.every) and state.step < total:
-                run.evaluate(objective, reference, state)
-            if _due(state.step, recipe.checkpoint.every) and state.step < total:
+            best = None
+            if recipe.eval.at_end if last else _due(state.step, recipe.eval.every):
+                best = _best(run, run.evaluate(objective, reference, state), state)
+            every = recipe.checkpoint.every
+            if best or _due(state.step, every) or (last and every):
+                run.save(state, best)
+            elif stop and not last:
                 run.save(state)
+            run.watch.alive()
             advance(1)
-    if recipe.eval.at_end:
-        run.evaluate(objective, reference, state)
-    if recipe.checkpoint.every:
-        run.save(state)
+            if stop and not last:
+                raise StoppedError(
+                    f"stopped after step {state.step} of {total} ({run.stop.reason or 'asked for'}"
+                    "), and saved. Go on with the same command and --resume."
+                )
 
 
 def optimizer_step(
     run: Run, objective: Objective, reference: Reference | None, step: int
-) -> dict[str, Any]:
-    """One step over `train.global_batch_size` pairs; returns its metrics.
+) -> tuple[dict[str, Any], bool]:
+    """One step over `train.global_batch_size` pairs; returns its metrics, and whether any process
+    was asked to stop.
 
     Raises:
         TrainingError: a loss or gradient is not finite; nothing is changed then.
     """
-    start = time.monotonic()
-    train, accelerator = run.recipe.train, run.accelerator
+    clock = StepClock()
+    train, accelerator, engine = run.recipe.train, run.accelerator, run.engine
     rate = learning_rate(step, run.total_steps, train)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    packs, records = run.packs(step), []
-    for index, batch in enumerate(packs):
-        batch = batch.to(accelerator.device)
+    engine.set_learning_rate(rate)
+    packs = run.packs(step)
+    batches, records = iter(packs), []
+    # Engines average gradients over processes; the loss is a mean over the step's pairs.
+    share = accelerator.num_processes / train.global_batch_size
+    losses: list[tuple[list[str], Tensor]] = []
+    for index in range(len(packs)):
+        begin = time.monotonic()
+        batch = next(batches).to(accelerator.device)
+        clock.data += time.monotonic() - begin
         last = index == len(packs) - 1
-        with nullcontext() if last else accelerator.no_sync(run.scorer):
+        with engine.forward_context(last):
             scores = run.scorer(batch)
             terms = reference(batch.pair_ids, accelerator.device) if reference else None
             output = objective(scores, terms)
-            _check_finite(output.losses, step, batch.pair_ids)
-            # Engines average gradients over processes; the loss is a mean over the step's pairs.
-            share = accelerator.num_processes / train.global_batch_size
-            accelerator.backward(output.losses.sum() * share)
-        records.append(_record(scores, terms, output))
-    norm = _clip(run, train.max_grad_norm, step)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    means = _means(accelerator, records)
-    return {
-        **means,
-        "grad_norm": norm,
-        "learning_rate": rate,
-        "pairs_per_second": train.global_batch_size / (time.monotonic() - start),
-    }
-
-
-def _check_finite(losses: Tensor, step: int, pair_ids: list[str]) -> None:
-    broken = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-    if broken:
-        names = ", ".join(pair_ids[i] for i in broken[:4])
-        raise TrainingError(
-            f"the loss of step {step + 1} is not finite for {len(broken)} pairs ({names}). "
-            "Nothing was updated. Lower train.learning_rate, or use train.precision=fp32."
-        )
-
-
-def _clip(run: Run, max_norm: float, step: int) -> float:
-    parameters = [p for p in run.scorer.parameters() if p.requires_grad]
-    limit = max_norm if max_norm > 0 else math.inf
-    total = run.accelerator.clip_grad_norm_(parameters, limit)
-    assert total is not None
-    norm = float(total)
+            losses.append((batch.pair_ids, output.losses.detach()))
+            if last:
+                _check_finite(accelerator, losses, step, clock)
+            engine.backward(output.losses.sum() * share, last)
+        records.append(record(scores, terms, output))
+    norm = engine.step(train.max_grad_norm)
     if not math.isfinite(norm):
         raise TrainingError(
             f"the gradient of step {step + 1} is not finite (norm {norm}). Nothing was updated. "
             "Lower train.learning_rate, or use train.precision=fp32."
         )
-    return norm
+    values, stop = gathered(accelerator, records, clock, run.stop.reason is not None)
+    seconds = clock.elapsed()
+    # Of a frozen weight no gradient is made: two passes' worth in the place of three.
+    useful = packs.forward_flops * (2 if run.recipe.model.lora.rank else 3)
+    peak = run.peak_flops and run.peak_flops * accelerator.num_processes
+    return {
+        **values,
+        "grad_norm": norm,
+        "learning_rate": rate,
+        "pairs_per_second": train.global_batch_size / seconds,
+        "tokens_per_second": packs.tokens / seconds,
+        "mfu": useful / seconds / peak if peak else None,
+    }, stop
 
 
-def _record(
-    scores: PairScores, terms: ReferenceScores | None, output: ObjectiveOutput
-) -> dict[str, Tensor]:
-    """What a step reports of its pairs, (B,) each."""
-    margins = output.chosen_rewards - output.rejected_rewards
-    record = {
-        "loss": output.losses,
-        "rewards/chosen": output.chosen_rewards,
-        "rewards/rejected": output.rejected_rewards,
-        "rewards/margins": margins,
-        "rewards/accuracies": win_indicator(margins),
-        "logps/chosen": scores.chosen_logps,
-        "logps/rejected": scores.rejected_logps,
-        **{f"objective/{key}": value for key, value in output.metrics.items()},
-    }
-    if terms is not None:
-        record["dispersion/weight_mean"] = 2 * terms.neg_log_phi
-    return {key: value.detach() for key, value in record.items()}
+def _check_finite(
+    accelerator: Accelerator,
+    losses: list[tuple[list[str], Tensor]],
+    step: int,
+    clock: StepClock,
+) -> None:
+    """Stop all processes where a loss of any of them is not finite: before the last backward pass,
+    in which some engines update the weights.
+    """
+    broken = torch.cat([~torch.isfinite(values) for _, values in losses])
+    found = int(broken.sum())
+    clock.own = clock.elapsed()
+    count = torch.tensor(float(found), device=broken.device)
+    if float(accelerator.reduce(count, reduction="sum")) == 0:  # type: ignore[arg-type]
+        return
+    ids = [pair for pairs, _ in losses for pair in pairs]
+    names = gather_object([ids[i] for i in broken.nonzero().flatten().tolist()])
+    raise TrainingError(
+        f"the loss of step {step + 1} is not finite for {len(names)} pairs "
+        f"({', '.join(names[:4])}). Nothing was updated. Lower train.learning_rate, or use "
+        "train.precision=fp32."
+    )
 
 
-def _means(accelerator: Accelerator, records: list[dict[str, Tensor]]) -> dict[str, Any]:
-    """Means over all pairs of the step, over all processes, in one reduction."""
-    keys = list(records[0])
-    sums = torch.stack([torch.cat([r[k] for r in records]).double().sum() for k in keys])
-    count = sums.new_tensor([sum(len(r["loss"]) for r in records)])
-    total = accelerator.reduce(torch.cat([sums, count]), reduction="sum")
-    assert isinstance(total, Tensor)
-    means = dict(zip(keys, (total[:-1] / total[-1]).tolist(), strict=True))
-    return {**means, "dispersion/weight_mean": means.get("dispersion/weight_mean")}
+def _best(run: Run, values: dict[str, Any], state: TrainState) -> dict[str, Any] | None:
+    """What best.json is to say where this evaluation is the best so far; None where it is not."""
+    metric = run.recipe.checkpoint.best_by
+    if metric is None or values.get(metric) is None:
+        return None
+    before = best_checkpoint(run.directory)
+    sign = -1 if metric.endswith("loss") else 1
+    if (
+        before is not None
+        and before["metric"] == metric
+        and before["step"] < state.step
+        and sign * values[metric] <= sign * before["value"]
+    ):
+        return None
+    return {"step": state.step, "metric": metric, "value": values[metric]}
 
 
 def _due(step: int, every: int) -> bool:

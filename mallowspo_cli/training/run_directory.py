@@ -23,6 +23,7 @@ PACKAGES = ("mallowspo", "torch", "transformers", "datasets", "accelerate", "hyd
 FREE_KEYS = (
     *("log", "checkpoint", "reference", "output_dir"),
     *("train.pack_tokens", "train.activation_checkpointing", "train.compile", "train.liger"),
+    "train.hang_seconds",
 )
 """Keys that a resumed run may change: they leave the numbers alone, up to rounding."""
 LOCK = ".lock"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from tests.commands.conftest import Command, Outcome
 from tests.conftest import pair_rows
@@ -146,11 +147,11 @@ def test_a_corrupt_checkpoint_is_refused_by_name(
     assert mallowspo("train", *tiny_words).code == 0
     run = tmp_path / "runs" / "tiny"
     (run / "results.json").unlink()
-    weights = run / "checkpoints" / "step_000006" / "trainable.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
+    weights = run / "checkpoints" / "step_000006" / "rank_00000_of_00001.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"\xff" * 8)
     metrics = (run / "metrics.jsonl").read_bytes()
     line = complaint(mallowspo("train", *tiny_words, "--resume"))
-    assert "step_000006 is damaged: trainable.safetensors" in line
+    assert "step_000006 is damaged: rank_00000_of_00001.safetensors" in line
     assert (run / "metrics.jsonl").read_bytes() == metrics
 
 
@@ -209,8 +210,14 @@ def test_an_unfinished_run_is_not_evaluated(
 def test_several_processes_are_refused_rather_than_trained_apart(
     mallowspo: Command, tiny_words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "KMP_AFFINITY"):
+        # accelerate sets them; they are taken back at the end.
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "2 processes were launched" in complaint(mallowspo("train", *tiny_words))
+    assert "2 processes were launched" in complaint(mallowspo("plan", *tiny_words))
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_gated_model_says_how_to_get_in(

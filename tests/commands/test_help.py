@@ -14,6 +14,7 @@ VERBS = [
     [],
     ["train"],
     ["plan"],
+    ["export"],
     ["cache-ref"],
     ["data"],
     ["data", "check"],

@@ -23,6 +23,20 @@ def found(mallowspo: Command, words: list[str]) -> dict[str, Any]:
     return json.loads(done.out)
 
 
+def llama3_8b() -> LlamaConfig:
+    """The published dimensions."""
+    return LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+    )
+
+
 @pytest.fixture
 def large(tmp_path: Path, tiny_directory: Path, tiny_words: list[str]) -> list[str]:
     """Words for a model of Llama-3-8B's shape: a configuration and a tokenizer, no weights."""
@@ -31,16 +45,7 @@ def large(tmp_path: Path, tiny_directory: Path, tiny_words: list[str]) -> list[s
     for file in tiny_directory.iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, place)
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        architectures=["LlamaForCausalLM"],
-    )
-    config.save_pretrained(place)
+    llama3_8b().save_pretrained(place)
     batch = ["train.global_batch_size=8", "train.precision=bf16", "train.max_steps=1"]
     kept = [w for w in tiny_words if not w.startswith(("model=", "train."))]
     return [*kept, "model=tiny_random", f"model.source={place}", *batch]
@@ -109,6 +114,108 @@ def test_a_proposal_is_words_for_train(mallowspo: Command, tiny_words: list[str]
     assert done.code == 0, done.err
 
 
+LENGTHS = Path(__file__).parents[2] / "benchmarks" / "lengths" / "lengths_dpo_en_demo.json"
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> list[str]:
+    """Words that plan Llama-3-8B from a config.json and a file of lengths, and nothing else."""
+    place = tmp_path / "bare"
+    llama3_8b().save_pretrained(place)
+    assert [file.name for file in place.iterdir()] == ["config.json"]
+    return [
+        *("recipe=quickstart", "dataset=ultrafeedback_armorm", "model=llama3_8b_instruct"),
+        *(f"model.source={place}", f"lengths={LENGTHS}", "pairs=59876"),
+        *("train.precision=bf16", "train.global_batch_size=256", "train.max_steps=null"),
+        "train.epochs=1",
+    ]
+
+
+def test_lengths_and_a_configuration_are_enough(mallowspo: Command, bare: list[str]) -> None:
+    plan = found(mallowspo, [*bare, "hardware=64xh100"])
+    assert plan["data"]["pairs"] == 59_876
+    assert "288 of 300 pairs fit, repeated" in plan["data"]["dataset"]
+    # 59,876 pairs make 233 steps of 256.
+    assert plan["run"] == {"steps": 233, "pairs_per_step": 256, "epochs": 1}
+    assert plan["hardware"]["name"] == "8x8xh100"
+    assert (plan["hardware"]["nodes"], plan["hardware"]["devices_of_a_node"]) == (8, 8)
+    assert plan["hardware"]["bandwidth"] == 50e9
+    assert plan["hardware"]["bandwidth_is"] == "between nodes"
+    option = plan["proposed"]
+    step = option["step"]
+    # One pack on each of 64 processes: 3 x 2 x 8.03e9 x 63/64 bytes at 50 GB/s.
+    assert step["packs"] == 1
+    assert step["traffic_seconds"] == pytest.approx(0.9486, rel=1e-3)
+    assert step["seconds"] == pytest.approx(0.9486, rel=1e-3)
+    assert step["seconds_apart"] == pytest.approx(step["traffic_seconds"] + step["compute_seconds"])
+    # The frozen model is whole in every process, whatever their number.
+    assert option["reference_memory"]["weights"] == 2 * 8_030_261_248
+    assert option["reference_memory"]["fits"]
+    assert any("50 GB/s of each device (between nodes" in note for note in plan["notes"])
+    assert any("the data was not read" in note for note in plan["notes"])
+    assert not any("later version" in note for note in plan["notes"])
+    assert any("fewer than 16,384" in warning for warning in plan["warnings"])
+
+
+def test_the_table_says_nodes_and_links(mallowspo: Command, bare: list[str]) -> None:
+    done = mallowspo("plan", *bare, "hardware=8x8xh100", "bandwidth=300e9")
+    assert done.code == 0, done.err
+    assert "on 8x8xh100 (8 nodes of 8), 79.1 GiB each" in done.out
+    assert "300 GB/s of each device (between nodes" in done.out
+    assert re.search(r"weights, whole +14.96 GiB", done.out)
+    assert re.search(r"tokens of a pack that hide it +1,7\d\d\b", done.out)
+
+
+def test_a_hub_model_is_planned_from_its_description(
+    mallowspo: Command, bare: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def download(source: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (source, revision) == ("some/model", "main")
+        asked.append(allow_patterns)
+        return str(tmp_path / "bare")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    words = [w for w in bare if not w.startswith("model.source=")]
+    plan = found(mallowspo, [*words, "model.source=some/model", "hardware=8xh100"])
+    assert plan["model"]["source"] == "some/model"
+    assert asked == [["config.json"]]
+
+
+def test_with_data_the_tokenizer_is_fetched_too_but_no_weights(
+    mallowspo: Command, large: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def download(source: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path / "large")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    words = [w for w in large if not w.startswith("model.source=")]
+    plan = found(mallowspo, [*words, "model.source=some/model", "hardware=8xh100"])
+    assert plan["data"]["pairs"] == 12
+    (patterns,) = asked
+    assert "*.json" in patterns
+    assert not any("safetensors" in pattern for pattern in patterns)
+
+
+def test_a_reference_that_does_not_fit_beside_nothing_is_said(
+    mallowspo: Command, bare: list[str]
+) -> None:
+    # 32 GB of float32 weights in every process of a card with 24 GB, though a 16th of training's
+    # states fits there.
+    words = [*bare, "hardware=16xrtx4090", "train.activation_checkpointing=full"]
+    plan = found(mallowspo, [*words, "model.dtype=float32"])
+    assert plan["proposed"]["memory"]["fits"]
+    (warning,) = [w for w in plan["warnings"] if "reference pass needs" in w]
+    assert "model.dtype=bfloat16 halves its weights" in warning
+    half = found(mallowspo, words)
+    assert half["proposed"]["reference_memory"]["weights"] == 2 * 8_030_261_248
+    assert not any("reference pass needs" in w for w in half["warnings"])
+
+
 def test_weights_are_neither_needed_nor_loaded(mallowspo: Command, large: list[str]) -> None:
     plan = found(mallowspo, [*large, "hardware=8xh100"])
     assert plan["model"]["parameters"] == plan["model"]["trained"] == 8_030_261_248
@@ -116,7 +223,7 @@ def test_weights_are_neither_needed_nor_loaded(mallowspo: Command, large: list[s
     states = memory["weights"] + memory["gradients"] + memory["optimizer"]
     assert states == pytest.approx(16.06e9, rel=1e-3)
     assert plan["hardware"]["traffic_per_pack"] == pytest.approx(42.16e9, rel=1e-3)
-    assert any("several processes" in note for note in plan["notes"])
+    assert any("8 devices, ZeRO-3, weights and gradients in bf16" in n for n in plan["notes"])
     # Eight pairs of some words are too little for eight GPUs.
     assert any("fewer than 8,192" in warning for warning in plan["warnings"])
 
@@ -161,6 +268,10 @@ def test_padded_batches_have_a_plan_and_no_gain(mallowspo: Command, tiny_words: 
         ("hardwar=h100", "Did you mean 'hardware'?"),
         ("flops=fast", "flops=fast is no number"),
         ("flops=-1", "flops=-1 is no number"),
+        ("bandwidth=wide", "bandwidth=wide is no number of bytes/s above 0"),
+        ("lengths=nothing.json", "no file of lengths at nothing.json"),
+        ("pairs=100", "pairs is how many pairs lengths=FILE stands for"),
+        ("hardware=12xh100", "a node has 8 of h100"),
         ("hardware=8xh100", "train.global_batch_size=4 is not a multiple of 8 processes"),
     ],
 )

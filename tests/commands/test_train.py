@@ -18,6 +18,8 @@ import yaml
 from safetensors.torch import load_file
 
 from mallowspo_cli.reference.store import write_shard
+from mallowspo_cli.training.checkpoint import checkpoint_weights
+from mallowspo_cli.training.telemetry import MEASURED
 from tests.commands.conftest import Command
 from tests.conftest import pair_rows
 
@@ -43,7 +45,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def timeless(run: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in metrics(run)]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in metrics(run)]
 
 
 def test_a_run_directory_holds_what_other_tools_read(
@@ -235,7 +237,7 @@ def test_lora_trains_adapters_alone_and_saves_a_merged_model(
     done = mallowspo("train", *tiny_words, "model.lora.rank=4", "train.learning_rate=1e-2")
     assert done.code == 0, done.err
     run = tmp_path / "runs" / "tiny"
-    checkpoint = load_file(run / "checkpoints" / "step_000004" / "trainable.safetensors")
+    checkpoint = checkpoint_weights(run / "checkpoints" / "step_000004")
     assert all("lora_" in name for name in checkpoint)
     assert not any("lora_" in name for name in load_file(run / "model" / "model.safetensors"))
     assert (run / "adapter" / "adapter_model.safetensors").is_file()

@@ -4,13 +4,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from mallowspo_cli.data.formats import hh
 from mallowspo_cli.data.pairs import Message
@@ -23,8 +24,9 @@ from mallowspo_cli.models.load import (
     load_tokenizer,
     model_directory,
 )
-from mallowspo_cli.recipe.choices import ActivationCheckpointing
+from mallowspo_cli.recipe.choices import ActivationCheckpointing, Dtype, Quantization
 from mallowspo_cli.recipe.schema import DatasetConfig, LoraConfig, ModelConfig, TrainConfig
+from mallowspo_cli.reference.build import load_scorer
 
 IDS = torch.arange(40)[None]
 
@@ -236,6 +238,117 @@ def test_adapters_on_a_module_that_is_not_there_are_refused(
 def test_adapters_on_a_module_that_cannot_take_them_are_refused(tiny_directory: Path) -> None:
     message = refusal(lambda: policy(tiny_directory, rank=2, target_modules="self_attn"))
     assert message.startswith("model.lora.target_modules=self_attn: ")
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_adapters_alone_are_trained_under_checkpointing(
+    tiny_directory: Path, checkpointing: str
+) -> None:
+    # Nothing makes the blocks' inputs require a gradient, and nothing has to.
+    results = []
+    for each in ("none", checkpointing):
+        model = policy(tiny_directory, each, rank=2)
+        model(IDS).logits.square().mean().backward()
+        results.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(*results)
+    assert all(bool(g.any()) for n, g in results[1].items() if "lora_B" in n)
+
+
+@pytest.fixture
+def cuda_and_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a CUDA device and bitsandbytes, as far as a look at it goes."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+
+
+@pytest.fixture
+def asked(
+    cuda_and_bitsandbytes: None, monkeypatch: pytest.MonkeyPatch, tiny_directory: Path
+) -> list[dict[str, Any]]:
+    """What `from_pretrained` is asked for; it gives the model as it is, in the type asked for."""
+    calls = []
+
+    def from_pretrained(directory: Path, **options: Any) -> tuple[nn.Module, dict[str, list[str]]]:
+        calls.append(options)
+        plain = {n: v for n, v in options.items() if n not in ("quantization_config", "device_map")}
+        return LlamaForCausalLM.from_pretrained(directory, **plain)
+
+    fake = SimpleNamespace(from_pretrained=from_pretrained)
+    monkeypatch.setattr("mallowspo_cli.models.load.AutoModelForCausalLM", fake)
+    return calls
+
+
+def test_nf4_is_four_bits_twice_quantised_that_compute_in_bfloat16(
+    asked: list[dict[str, Any]], tiny_directory: Path
+) -> None:
+    load_model(tiny_directory, torch.float32, quantization=Quantization.nf4)
+    options = asked[0]["quantization_config"]
+    assert (options.load_in_4bit, options.load_in_8bit) == (True, False)
+    assert options.bnb_4bit_quant_type == "nf4"
+    assert options.bnb_4bit_use_double_quant is True
+    assert options.bnb_4bit_compute_dtype == torch.bfloat16
+    assert options.bnb_4bit_quant_storage == torch.bfloat16
+    assert "device_map" not in asked[0]
+
+
+def test_int8_is_eight_bits_on_the_device_given(
+    asked: list[dict[str, Any]], tiny_directory: Path
+) -> None:
+    device = torch.device("cuda", 3)
+    load_model(tiny_directory, torch.float32, quantization=Quantization.int8, device=device)
+    options = asked[0]["quantization_config"]
+    assert (options.load_in_4bit, options.load_in_8bit) == (False, True)
+    assert asked[0]["device_map"] == {"": device}
+
+
+def test_without_quantisation_nothing_is_asked_for(
+    asked: list[dict[str, Any]], tiny_directory: Path
+) -> None:
+    load_model(tiny_directory, torch.float32, device=torch.device("cuda", 3))
+    assert asked[0].keys().isdisjoint({"quantization_config", "device_map"})
+
+
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_a_quantised_policy_is_loaded_as_its_reference_is_and_trains_float32_adapters(
+    asked: list[dict[str, Any]], tiny_directory: Path, dtype: Dtype
+) -> None:
+    config = ModelConfig(
+        source="x", dtype=dtype, quantization=Quantization.nf4, lora=LoraConfig(rank=2)
+    )
+    model = load_policy(config, tiny_directory, TrainConfig(), seed=0)
+    load_scorer(tiny_directory, config, torch.device("cpu"))
+    ours, theirs = asked
+    assert ours["quantization_config"].to_dict() == theirs["quantization_config"].to_dict()
+    for name in ("dtype", "attn_implementation"):
+        assert ours[name] == theirs[name]
+    assert ours["dtype"] == getattr(torch, dtype.value)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert theirs["device_map"] == {"": torch.device("cpu")}
+
+
+@pytest.mark.parametrize(
+    ("package", "cuda", "missing"),
+    [
+        (False, True, "missing: bitsandbytes."),
+        (True, False, "missing: a CUDA device."),
+        (False, False, "missing: bitsandbytes and a CUDA device."),
+    ],
+)
+@pytest.mark.parametrize("quantization", [Quantization.nf4, Quantization.int8])
+def test_quantisation_is_refused_where_its_package_or_a_device_is_missing(
+    tiny_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quantization: Quantization,
+    package: bool,
+    cuda: bool,
+    missing: str,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if package else None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    message = refusal(lambda: load_model(tiny_directory, torch.float32, quantization=quantization))
+    assert message.startswith(f"model.quantization={quantization.value} needs bitsandbytes")
+    assert "pip install 'mallowspo[quantized]'" in message
+    assert missing in message
 
 
 DIALOGUE = (

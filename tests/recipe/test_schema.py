@@ -14,7 +14,8 @@ from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.objectives.base import registered
 from mallowspo_cli.objectives.dpo import DPO
 from mallowspo_cli.recipe import choices, schema
-from mallowspo_cli.recipe.choices import DispersionSource
+from mallowspo_cli.recipe.choices import DispersionSource, Quantization
+from mallowspo_cli.recipe.load import load_recipe
 from mallowspo_cli.recipe.schema import (
     CheckpointConfig,
     DatasetConfig,
@@ -103,11 +104,14 @@ AT_LEAST = [
     ("train.weight_decay", 0),
     ("train.max_grad_norm", 0),
     ("train.warmup_ratio", 0),
+    ("train.warmup_steps", 0),
+    ("train.hang_seconds", 0),
     ("eval.every", 0),
     ("eval.kl_prompts", 0),
     ("eval.kl_tokens", 1),
     ("checkpoint.every", 0),
     ("checkpoint.keep", 1),
+    ("checkpoint.before_end", 0),
     ("log.every", 1),
 ]
 ABOVE_ZERO = [
@@ -219,3 +223,14 @@ def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
 def test_an_empty_name_is_refused(key: str) -> None:
     with pytest.raises(RecipeError, match=f"^{key} is empty"):
         recipe(**{key: ""})
+
+
+@pytest.mark.parametrize("kind", [Quantization.nf4, Quantization.int8])
+def test_a_quantised_model_without_adapters_is_refused(kind: Quantization) -> None:
+    ModelConfig(source="x", quantization=kind, lora=LoraConfig(rank=1))
+    with pytest.raises(RecipeError) as caught:
+        ModelConfig(source="x", quantization=kind)
+    assert str(caught.value).startswith(f"model.quantization={kind.value} freezes")
+    assert "(model.lora.rank=16)" in str(caught.value)
+    with pytest.raises(RecipeError, match=f"^model.quantization={kind.value} freezes"):
+        load_recipe("quickstart", [f"model.quantization={kind.value}"])

@@ -9,7 +9,7 @@ import pytest
 
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import sha256
-from mallowspo_cli.recipe.choices import Dtype, Precision
+from mallowspo_cli.recipe.choices import Dtype, Precision, Quantization
 from mallowspo_cli.recipe.load import load_recipe
 from mallowspo_cli.recipe.schema import LoraConfig, ModelConfig
 from mallowspo_cli.reference.fingerprint import Fingerprint, compute_name, fingerprint
@@ -88,6 +88,32 @@ def test_storage_and_compute_type_are_in_it(directory: Path) -> None:
 def test_weights_in_bfloat16_compute_in_bfloat16_whatever_the_precision() -> None:
     names = {compute_name(Dtype.bfloat16, precision) for precision in Precision}
     assert names == {"bfloat16"}
+
+
+def test_quantisation_is_in_it(directory: Path) -> None:
+    lora = LoraConfig(rank=8)
+    plain = of(directory, lora=lora)
+    small, half = (
+        of(directory, lora=lora, quantization=kind)
+        for kind in (Quantization.nf4, Quantization.int8)
+    )
+    assert small.compute == "nf4 weights, float32"
+    assert changed(plain, small) == ["compute"]
+    assert changed(plain, half) == ["compute"]
+    assert changed(small, half) == ["compute"]
+    mixed = of(directory, Precision.bf16, lora=lora, quantization=Quantization.nf4)
+    assert changed(small, mixed) == ["compute"]
+
+
+def test_a_store_of_before_there_was_quantisation_is_found_again(directory: Path) -> None:
+    plain = of(directory, quantization=Quantization.none)
+    assert plain.compute == "float32"
+    assert {f.name for f in fields(Fingerprint)} == {
+        *("weights", "adapter", "config", "tokenizer", "compute", "attention"),
+        *("torch", "transformers"),
+    }
+    old = Fingerprint("w", "none", "c", "t", "float32", "sdpa", "2.6", "5.0")
+    assert old.key() == "afbf8b4536145f24"
 
 
 def test_attention_is_in_it(directory: Path) -> None:

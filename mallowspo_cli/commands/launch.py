@@ -1,0 +1,283 @@
+"""What a launcher (accelerate, torchrun, srun) said, checked against the recipe, and what is made
+of it.
+
+What changes the numbers is in the recipe, what changes only the speed is in the launcher's file.
+Clipping, precision and batch size go from the recipe into DeepSpeed's configuration here; a
+launcher's file that sets one of them is refused, since nobody could tell which of the two holds.
+"""
+
+import json
+import logging
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin
+from accelerate.utils import InitProcessGroupKwargs
+
+from mallowspo_cli.distributed import world_size
+from mallowspo_cli.errors import MallowsPOError, RecipeError, first_line
+from mallowspo_cli.plan.hardware import TABLE, Hardware
+from mallowspo_cli.recipe.choices import Precision
+from mallowspo_cli.recipe.schema import Recipe
+
+NUMBERS = {
+    "ACCELERATE_GRADIENT_CLIPPING": ("gradient_clipping", "train.max_grad_norm"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+        "gradient_accumulation_steps",
+        "train.global_batch_size and train.pack_tokens",
+    ),
+}
+"""Variables in which `accelerate launch` hands on what would change the numbers: the key of its
+file, and the recipe's."""
+DEEPSPEED_NUMBERS = {
+    "gradient_clipping": "train.max_grad_norm",
+    "gradient_accumulation_steps": "train.global_batch_size and train.pack_tokens",
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.pack_tokens",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "torch_autocast": "train.precision",
+    "optimizer": "train.optimizer",
+    "scheduler": "train.scheduler",
+    "activation_checkpointing": "train.activation_checkpointing",
+    "prescale_gradients": "the loop's mean over pairs",
+    "gradient_predivide_factor": "the loop's mean over pairs",
+}
+"""The same in a DeepSpeed configuration file."""
+UNSET = ("", "none", "auto", "no", "1")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this process was started."""
+
+    processes: int
+    deepspeed: bool
+    zero_stage: int
+    fsdp: bool
+    cuda: bool
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no process holds all weights."""
+        return self.fsdp or (self.deepspeed and self.zero_stage == 3)
+
+
+def read_launch(recipe: Recipe) -> Launch:
+    """What the launcher said.
+
+    Raises:
+        RecipeError: the recipe's batch cannot be dealt to its processes.
+        MallowsPOError: its file sets what the recipe sets, or asks for what cannot run here.
+    """
+    _from_slurm()
+    processes, cuda = world_size(), torch.cuda.is_available()
+    if not cuda:
+        # Else DeepSpeed, where it is installed, looks for a GPU and says that there is none.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed, fsdp = _flag("ACCELERATE_USE_DEEPSPEED"), _flag("ACCELERATE_USE_FSDP")
+    batch = recipe.train.global_batch_size
+    if batch % processes:
+        below, above = batch // processes * processes, -(-batch // processes) * processes
+        nearest = f"{below}, {above}" if below else f"{above}"
+        raise RecipeError(
+            f"train.global_batch_size={batch} is not a multiple of {processes} processes. "
+            f"Nearest: {nearest}."
+        )
+    _check_file(recipe)
+    if fsdp and not cuda:
+        raise MallowsPOError(
+            "FSDP needs GPUs: without one accelerate leaves the model whole and its processes "
+            "train apart. On a CPU take recipes/accelerate/cpu_zero3.yaml or ddp.yaml."
+        )
+    if fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise MallowsPOError(
+            "the accelerate file asks for FSDP version 1; this trainer takes version 2 "
+            "(fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml)."
+        )
+    if deepspeed:
+        _need_deepspeed()
+    return Launch(processes, deepspeed, _zero_stage() if deepspeed else 0, fsdp, cuda)
+
+
+def make_accelerator(
+    launch: Launch, recipe: Recipe, directory: Path, trackers: list[str]
+) -> Accelerator:
+    """The accelerator of a launch; under ZeRO-3 models that load after this are sharded.
+
+    Raises:
+        MallowsPOError: the processes do not find one another.
+    """
+    bf16 = recipe.train.precision is Precision.bf16
+    # The watch over the run ends it first, and says where each process was.
+    timeout = timedelta(seconds=(recipe.train.hang_seconds or 24 * 3600) + 120)
+    backend = None if launch.cuda else "gloo"
+    group = InitProcessGroupKwargs(backend=backend, timeout=timeout)
+    try:
+        accelerator = Accelerator(
+            mixed_precision="bf16" if bf16 else "no",
+            cpu=not (launch.cuda or launch.deepspeed),
+            deepspeed_plugin=_plugin(launch, recipe) if launch.deepspeed else None,
+            kwargs_handlers=[group] if launch.processes > 1 or launch.deepspeed else None,
+            log_with=list(trackers) or None,  # type: ignore[arg-type]
+            project_dir=str(directory),
+        )
+    except (ValueError, RuntimeError) as error:
+        raise MallowsPOError(
+            f"{launch.processes} processes were launched, which do not find one another: "
+            f"{first_line(error)}. Start them by `accelerate launch` with a file of "
+            "recipes/accelerate, or by torchrun."
+        ) from error
+    if accelerator.num_processes != launch.processes:
+        raise MallowsPOError(
+            f"{launch.processes} processes were launched, but this one sees "
+            f"{accelerator.num_processes}: they would train apart. Start them by `accelerate "
+            "launch` with a file of recipes/accelerate, or by torchrun."
+        )
+    return accelerator
+
+
+def own_peak(precision: Precision) -> float | None:
+    """FLOP/s of this process's GPU on paper; None where there is none, or none of plan's table."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    found = [device for device in TABLE if device.pattern in name]
+    return Hardware(found[0]).peak(precision) if found else None
+
+
+def _plugin(launch: Launch, recipe: Recipe) -> DeepSpeedPlugin:
+    """DeepSpeed's configuration: the launcher's words on speed, the recipe's on numbers."""
+    given = _config_file()
+    offload = {
+        "offload_optimizer": os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
+        "offload_param": os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"),
+    }
+    zero = {
+        "stage": launch.zero_stage,
+        "overlap_comm": launch.cuda,
+        "contiguous_gradients": True,
+        **{
+            key: {"device": device, "pin_memory": launch.cuda}
+            for key, device in offload.items()
+            if device not in (None, "none")
+        },
+    }
+    if launch.zero_stage == 3 and not launch.cuda:
+        # On a CPU it is for trying things: small models are sharded too.
+        zero["stage3_param_persistence_threshold"] = 0
+    config = {
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        **given,
+        "zero_optimization": {**zero, **given.get("zero_optimization", {})},
+        "bf16": {"enabled": recipe.train.precision is Precision.bf16},
+        "gradient_clipping": recipe.train.max_grad_norm,
+        # The loop accumulates by itself and divides by pairs, so these are one everywhere.
+        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": 1,
+        "train_batch_size": launch.processes,
+    }
+    # What they said is in `config`; accelerate would refuse to hear it twice.
+    for variable in ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ACCELERATE_CONFIG_DS_FIELDS"):
+        os.environ.pop(variable, None)
+    return DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=launch.zero_stage == 3)
+
+
+def _config_file() -> dict[str, Any]:
+    """The DeepSpeed configuration file that the accelerate file names, if it names one."""
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if path == "none":
+        return {}
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise MallowsPOError(
+            f"cannot read the DeepSpeed configuration {path}: {error}. It is named by the "
+            "accelerate file, and looked for from the working directory."
+        ) from error
+
+
+def _zero_stage() -> int:
+    zero = _config_file().get("zero_optimization", {})
+    return int(zero.get("stage", os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")))
+
+
+def _check_file(recipe: Recipe) -> None:
+    """Refuse a launcher's file that sets what the recipe sets."""
+    for variable, (key, ours) in NUMBERS.items():
+        value = os.environ.get(variable, "none")
+        if value.lower() not in UNSET:
+            raise _twice("the accelerate file", key, value, ours)
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in (*UNSET, recipe.train.precision.value):
+        raise _twice("the accelerate file", "mixed_precision", precision, "train.precision")
+    if _flag("FSDP_ACTIVATION_CHECKPOINTING"):
+        key = "fsdp_activation_checkpointing"
+        raise _twice("the accelerate file", key, "true", "train.activation_checkpointing")
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in UNSET:
+        raise _twice("the accelerate file", "dynamo_config", "set", "train.compile")
+    for key, value in _config_file().items():
+        on = value.get("enabled", True) if isinstance(value, dict) else value != "auto"
+        if key in DEEPSPEED_NUMBERS and on:
+            raise _twice("the DeepSpeed configuration", key, value, DEEPSPEED_NUMBERS[key])
+
+
+def _twice(where: str, key: str, value: object, ours: str) -> MallowsPOError:
+    return MallowsPOError(
+        f"{where} sets {key} ({value}), which belongs to the recipe ({ours}). Take it out there."
+    )
+
+
+def _need_deepspeed() -> None:
+    # It calls torch by older names at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise MallowsPOError(
+            "this launch asks for DeepSpeed, which is not installed: "
+            "pip install 'mallowspo[deepspeed]'"
+        ) from error
+    # It warns that it cannot look into what the scorer returns, which has no weights of its own.
+    logging.getLogger("DeepSpeed").addFilter(lambda it: "unknown inputs" not in it.getMessage())
+    if not torch.cuda.is_available():
+        # Its own operator for collectives on a CPU takes a minute or more to compile; gloo does.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _from_slurm() -> None:
+    """A process that srun started by itself, without a launcher in between: torch's variables."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if "RANK" in os.environ or tasks == 1:
+        return
+    job = int(re.sub(r"\D", "", os.environ.get("SLURM_JOB_ID", "0")) or 0)
+    found = {
+        "RANK": os.environ["SLURM_PROCID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": first_host(os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")),
+        # The same in every process of a job, and another in another job.
+        "MASTER_PORT": str(20000 + job % 20000),
+    }
+    for name, value in found.items():
+        os.environ.setdefault(name, value)
+
+
+def first_host(nodes: str) -> str:
+    """The first name of Slurm's list of nodes: gpu[003-004,7],cpu1 begins with gpu003."""
+    listed = re.match(r"([^,\[]+)(?:\[([^\]]+)\]([^,]*))?", nodes)
+    if listed is None:
+        return nodes
+    stem, numbers, rest = listed.groups()
+    return stem if numbers is None else stem + re.split(r"[-,]", numbers)[0] + rest
+
+
+def _flag(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1", "yes")

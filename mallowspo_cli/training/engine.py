@@ -1,0 +1,347 @@
+"""How a run's weights, gradients and optimizer states lie over its processes.
+
+The loop knows one interface. `Engine` itself is one process, DDP (every process holds everything)
+and FSDP2 (rows of every tensor); `ZeroEngine` is DeepSpeed's ZeRO-2 and ZeRO-3, whose engine clips
+and steps by itself and keeps float32 masters of its own.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from math import prod
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+from mallowspo_cli.errors import MallowsPOError
+from mallowspo_cli.models.flops import whole_shape
+from mallowspo_cli.training.pieces import WEIGHT, Piece, Pieces
+
+
+class Engine:
+    """Weights in float32 that are whole in every process, or rows of them (FSDP2)."""
+
+    def __init__(self, accelerator: Accelerator, scorer: nn.Module, optimizer: Any):
+        self.accelerator = accelerator
+        self.scorer = scorer
+        """The model as the engine wraps it: what is called."""
+        self.optimizer = optimizer
+
+    @property
+    def bare_scorer(self) -> Any:
+        """The scorer without what the engine wraps it in."""
+        return self.accelerator.unwrap_model(self.scorer)
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What is trained, by its name in the bare scorer."""
+        named = self.bare_scorer.named_parameters()
+        return {name: p for name, p in named if p.requires_grad}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no process holds whole weights."""
+        return any(isinstance(p, DTensor) for p in self.trainable.values())
+
+    def set_learning_rate(self, rate: float) -> None:
+        """The learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def forward_context(self, last: bool) -> Any:
+        """Around forward and backward of a pack: processes add their gradients up at the last."""
+        return nullcontext() if last else self.accelerator.no_sync(self.scorer)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add a pack's gradients; after the `last` they are the mean over processes."""
+        self.accelerator.backward(loss)
+
+    def step(self, max_norm: float) -> float:
+        """Clip to `max_norm` (0: not at all) and update; returns the gradient's global norm before
+        clipping. Where it is not finite nothing is updated.
+        """
+        total: Any = nn.utils.clip_grad_norm_(
+            list(self.trainable.values()), max_norm if max_norm > 0 else math.inf
+        )
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def pieces(self) -> Iterator[Piece]:
+        """This process's part of weights and optimizer states, for a checkpoint.
+
+        What all processes hold is written by each for an equal share of its elements.
+        """
+        state = self._inner_optimizer.state
+        for name, parameter in self.trainable.items():
+            tensors = {WEIGHT: parameter, **_tensors(state.get(parameter, {}))}
+            for kind, tensor in tensors.items():
+                yield from self._written(kind, name, tensor)
+
+    def _written(self, kind: str, name: str, tensor: Tensor) -> Iterator[Piece]:
+        local, start, copy = _local(tensor)
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if isinstance(tensor, DTensor):
+            if copy == 0 and local.numel():
+                yield Piece(kind, name, start, tuple(tensor.shape), local.detach().flatten())
+            return
+        each = -(-local.numel() // processes)
+        mine = local.detach().flatten()[rank * each : (rank + 1) * each]
+        if mine.numel():
+            yield Piece(kind, name, rank * each, tuple(tensor.shape), mine)
+
+    def load(self, pieces: Pieces, step: int) -> None:
+        """Take this process's part out of a checkpoint that was written after `step` steps."""
+        state = self._inner_optimizer.state
+        for name, parameter in self.trainable.items():
+            local, start, _ = _local(parameter)
+            with torch.no_grad():
+                values = pieces.read(WEIGHT, name, start, local.numel())
+                local.copy_(values.view_as(local))
+            if step == 0:
+                continue
+            state[parameter] = {"step": self._step_count(step)}
+            for kind in pieces.kinds(name):
+                state[parameter][kind] = self._like(parameter, pieces, kind, name)
+
+    def _like(self, parameter: Tensor, pieces: Pieces, kind: str, name: str) -> Tensor:
+        """An optimizer state as it lay in the checkpoint, distributed as its parameter."""
+        shape = pieces.shapes[kind, name]
+        if shape != tuple(parameter.shape):
+            # Blocks of an 8-bit state, which have a shape of their own.
+            return pieces.read(kind, name).view(shape).to(parameter.device)
+        local, start, _ = _local(parameter)
+        values = pieces.read(kind, name, start, local.numel()).view_as(local).to(local.device)
+        if not isinstance(parameter, DTensor):
+            return values
+        return DTensor.from_local(
+            values,
+            parameter.device_mesh,
+            parameter.placements,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+
+    def _step_count(self, step: int) -> Any:
+        # bitsandbytes counts in integers, torch in float32 tensors.
+        ours = type(self._inner_optimizer).__module__.startswith("torch.")
+        return torch.tensor(float(step)) if ours else step
+
+    @property
+    def optimizer_name(self) -> str:
+        """Class of the optimizer, by which a checkpoint's states are known."""
+        return type(self._inner_optimizer).__name__
+
+    @property
+    def _inner_optimizer(self) -> torch.optim.Optimizer:
+        # accelerate's wrapper is an optimizer, too, and DeepSpeed's lies within it.
+        optimizer: Any = self.optimizer
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        return optimizer
+
+    def whole_weights(self, dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """Everything that is trained, by name, on the CPU of the main process; None in the others.
+
+        A tensor at a time: no other process holds more than one whole.
+        """
+        gathered: dict[str, Tensor] = {}
+        for name, parameter in self.trainable.items():
+            whole = self._whole(parameter)
+            if self.accelerator.is_main_process:
+                gathered[name] = whole.detach().to(dtype=dtype, device="cpu", copy=True)
+        return gathered if self.accelerator.is_main_process else None
+
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, for a run's environment.json."""
+        return {
+            "kind": self.kind,
+            "weights": sum(prod(whole_shape(p)) for p in self.trainable.values()),
+            "weights_of_a_process": sum(_local(p)[0].numel() for p in self.trainable.values()),
+        }
+
+    @property
+    def kind(self) -> str:
+        """Its name."""
+        if self.sharded:
+            return "FSDP2"
+        return "DDP" if self.accelerator.num_processes > 1 else "one process"
+
+    def check(self, sharded: bool) -> None:
+        """Make sure that the launch is what it says: its processes add up, its model is sharded.
+
+        Raises:
+            MallowsPOError: they do not, or it is not.
+        """
+        accelerator = self.accelerator
+        one = torch.ones((), device=accelerator.device)
+        total = accelerator.reduce(one, reduction="sum")
+        if int(total) != accelerator.num_processes:  # type: ignore[arg-type]
+            raise MallowsPOError(
+                f"{accelerator.num_processes} processes, of which {int(total)} add up: "  # type: ignore[arg-type]
+                "they would train apart."
+            )
+        wrapped = accelerator.num_processes == 1 or hasattr(self.scorer, "module") or self.sharded
+        if not wrapped:
+            raise MallowsPOError(
+                f"{accelerator.num_processes} processes, but accelerate left the model as it was: "
+                "their gradients would never meet. Launch by torchrun, or with a file of "
+                "recipes/accelerate."
+            )
+        if sharded and not self.sharded:
+            raise MallowsPOError(
+                "the accelerate file asks for a sharded model, but every process holds it whole."
+            )
+
+
+class ZeroEngine(Engine):
+    """DeepSpeed: ZeRO-2 (gradients and optimizer states are sharded) and ZeRO-3 (weights too)."""
+
+    def __init__(self, accelerator: Accelerator, scorer: nn.Module, optimizer: Any):
+        super().__init__(accelerator, scorer, optimizer)
+        self.engine: Any = scorer
+        self.zero: Any = self.engine.optimizer
+        self.stage = self.engine.zero_optimization_stage()
+        """2 or 3."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no process holds whole weights; small ones that DeepSpeed keeps do not count."""
+        parameters = self.trainable.values()
+        return self.stage == 3 and all(
+            p.numel() == 0 or p.ds_persist  # type: ignore[attr-defined]
+            for p in parameters
+        )
+
+    @property
+    def kind(self) -> str:
+        """Its name."""
+        return f"ZeRO-{self.stage}"
+
+    def forward_context(self, last: bool) -> Any:
+        """Tells the engine whether this pack ends the step."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add a pack's gradients, reduced onto the process that updates them."""
+        self.engine.backward(loss)
+
+    def step(self, max_norm: float) -> float:
+        """DeepSpeed clips (by its configuration) and steps; it skips a norm that is not finite."""
+        self.engine.step()
+        if self.zero.overflow:
+            return math.inf
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else math.inf
+
+    def pieces(self) -> Iterator[Piece]:
+        """The float32 masters and optimizer states that this process updates."""
+        for name, parameter, start, count, flat, place in self._held():
+            tensors = {WEIGHT: flat, **_tensors(self.zero.optimizer.state.get(flat, {}))}
+            for kind, tensor in tensors.items():
+                values = tensor.narrow(0, place, count)
+                yield Piece(kind, name, start, whole_shape(parameter), values.detach())
+
+    def load(self, pieces: Pieces, step: int) -> None:
+        """Masters, optimizer states, and the working weights that are made of the masters."""
+        state = self.zero.optimizer.state
+        for name, parameter, start, count, flat, place in self._held():
+            values = pieces.read(WEIGHT, name, start, count)
+            with torch.no_grad():
+                flat.narrow(0, place, count).copy_(values)
+                if self.stage == 3:
+                    parameter.ds_tensor.narrow(0, 0, count).copy_(values)  # type: ignore[attr-defined]
+            if step == 0:
+                continue
+            if flat not in state:
+                kinds = pieces.kinds(name)
+                state[flat] = {kind: torch.zeros_like(flat) for kind in kinds}
+                state[flat]["step"] = self._step_count(step)
+            for kind in pieces.kinds(name):
+                state[flat][kind].narrow(0, place, count).copy_(
+                    pieces.read(kind, name, start, count)
+                )
+        self._refresh(pieces)
+
+    def _refresh(self, pieces: Pieces) -> None:
+        """Bring what the working weights hold beside the masters up to date."""
+        if self.stage == 3:
+            kept = [p for p in self.trainable.values() if p.ds_persist]  # type: ignore[attr-defined]
+            if kept:
+                kept[0].all_gather(kept)  # type: ignore[attr-defined]
+            return
+        with torch.no_grad():
+            for name, parameter in self.trainable.items():
+                parameter.copy_(pieces.read(WEIGHT, name).view_as(parameter))
+
+    def _held(self) -> Iterator[tuple[str, nn.Parameter, int, int, Tensor, int]]:
+        """For each parameter that this process updates a part of: name, parameter, where the part
+        begins in it, its elements, the flat buffer of masters that it lies in, and where there.
+        """
+        rank = self.accelerator.process_index
+        for name, parameter in self.trainable.items():
+            shaped: Any = parameter
+            if self.stage == 3:
+                group, place, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
+                start = rank * size
+                # The last processes' parts are filled up.
+                count = min(size, shaped.ds_numel - start)
+                flat = self.zero.fp32_partitioned_groups_flat[group]
+            else:
+                mapping = shaped._hp_mapping
+                if mapping is None:
+                    continue
+                start, count = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+                place = mapping.hp_fragment_address.start
+                flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
+            if count > 0:
+                yield name, parameter, start, count, flat, place
+
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole = safe_get_full_fp32_param(parameter)
+        assert whole is not None
+        return whole.view(whole_shape(parameter))
+
+
+def engine_of(accelerator: Accelerator, scorer: nn.Module, optimizer: Any) -> Engine:
+    """The engine of what the accelerator prepared."""
+    if accelerator.distributed_type is DistributedType.DEEPSPEED:
+        return ZeroEngine(accelerator, scorer, optimizer)
+    return Engine(accelerator, scorer, optimizer)
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """An optimizer's states of a parameter; the count of steps is the run's own."""
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and k != "step"}
+
+
+def _local(tensor: Tensor) -> tuple[Tensor, int, int]:
+    """What this process holds of a tensor: the elements, where they begin in the whole, and which
+    of several copies they are.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor.detach(), 0, 0
+    local, mesh = tensor.to_local().detach(), tensor.device_mesh
+    start = copy = 0
+    for dimension, placement in enumerate(tensor.placements):
+        place = mesh.get_local_rank(dimension)
+        if isinstance(placement, Shard):
+            assert placement.dim == 0
+            # As torch.chunk cuts: rows of equal number, of which the last process may lack some.
+            rows = -(-tensor.shape[0] // mesh.size(dimension))
+            start = min(place * rows, tensor.shape[0]) * prod(tensor.shape[1:])
+        else:
+            copy += place
+    return local, start, copy
