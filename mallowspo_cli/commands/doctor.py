@@ -15,6 +15,7 @@ from mallowspo_cli.files import cache_directory, make_directory
 
 OPTIONAL = {
     "peft": ("LoRA adapters", "lora"),
+    "bitsandbytes": ("QLoRA, adamw_8bit", "quantized"),
     "deepspeed": ("ZeRO training on several GPUs", "deepspeed"),
     "wandb": ("log.wandb", "wandb"),
     "tensorboard": ("log.tensorboard", "tensorboard"),

@@ -175,6 +175,8 @@ def _plugin(launch: Launch, recipe: Recipe) -> DeepSpeedPlugin:
     config = {
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        # Many packs of a step are added up; in bfloat16 the later ones would be rounded away.
+        "data_types": {"grad_accum_dtype": "fp32"},
         **given,
         "zero_optimization": {**zero, **given.get("zero_optimization", {})},
         "bf16": {"enabled": recipe.train.precision is Precision.bf16},

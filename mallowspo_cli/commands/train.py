@@ -46,7 +46,7 @@ from mallowspo_cli.training.loop import Run, fit, total_steps
 from mallowspo_cli.training.metrics import MetricsFile
 from mallowspo_cli.training.optim import build_optimizer, check_optimizer
 from mallowspo_cli.training.run_directory import check_directory, claim, locked
-from mallowspo_cli.training.watch import Stop, Watch
+from mallowspo_cli.training.watch import STOPPED_FILE, Stop, Watch
 
 DRY_RUN_ROWS = 200
 """Rows of each split that a dry run reads."""
@@ -220,6 +220,7 @@ def _starting_state(run: Run, resume: bool) -> TrainState:
         state = load_checkpoint(checkpoints[-1], run.engine)
         log.info("going on from %s", checkpoints[-1])
     if is_main():
+        (run.directory / STOPPED_FILE).unlink(missing_ok=True)
         run.metrics.cut_back(state.step if state.step else -1)
     return state
 

@@ -119,8 +119,9 @@ def _does_not_fit(case: Case) -> str:
 
 
 def _of_reference(case: Case) -> list[str]:
-    """Whether the frozen model, which is whole in every process, fits; its packs are halved where
-    memory runs out, so the longest pair has to."""
+    """Whether the frozen model, which is whole in every process, fits with the longest pair: packs
+    are halved where memory runs out, and weights that do not fit are sent layer by layer.
+    """
     least = case.reference_memory(0)
     limit = MEMORY_SHARE * case.memory
     if not case.has_reference_pass or least.peak <= limit:
@@ -132,8 +133,8 @@ def _of_reference(case: Case) -> list[str]:
     )
     return [
         f"the reference pass needs {least.peak / GIB:.1f} GiB in every process, the whole model in "
-        f"{case.recipe.model.dtype.value}, and {limit / GIB:.1f} GiB of a device can be filled: "
-        f"{remedy}."
+        f"{case.recipe.model.dtype.value}, and {limit / GIB:.1f} GiB of a device can be filled. "
+        f"Sending its weights layer by layer is slow: {remedy}."
     ]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import cpu_offload
 from torch import Tensor
 
 from mallowspo_cli.data.table import TokenizedPair, TokenizedPairs
@@ -262,7 +263,20 @@ def load_scorer(directory: Path, model: ModelConfig, device: torch.device) -> Pa
     """The frozen reference model of a recipe, ready to score."""
     dtype = TORCH_DTYPES[model.dtype]
     scorer = PairScorer(load_model(directory, dtype, model.attention, model.quantization, device))
-    return scorer.eval().requires_grad_(False).to(device)
+    scorer.eval().requires_grad_(False)
+    try:
+        return scorer.to(device)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    log.info(
+        "the reference model does not fit on %s: its weights stay in the machine's memory, and are "
+        "sent there layer by layer. `mallowspo plan` says what would fit.",
+        device,
+    )
+    scorer.to("cpu")
+    cpu_offload(scorer, execution_device=device)
+    return scorer
 
 
 def _tokens(pair: TokenizedPair) -> int:

@@ -25,6 +25,9 @@ from mallowspo_cli.training.pieces import WEIGHT, Piece, Pieces
 class Engine:
     """Weights in float32 that are whole in every process, or rows of them (FSDP2)."""
 
+    casts = False
+    """Whether the weights that it computes with are in train.precision, beside the masters."""
+
     def __init__(self, accelerator: Accelerator, scorer: nn.Module, optimizer: Any):
         self.accelerator = accelerator
         self.scorer = scorer
@@ -205,6 +208,8 @@ class Engine:
 
 class ZeroEngine(Engine):
     """DeepSpeed: ZeRO-2 (gradients and optimizer states are sharded) and ZeRO-3 (weights too)."""
+
+    casts = True
 
     def __init__(self, accelerator: Accelerator, scorer: nn.Module, optimizer: Any):
         super().__init__(accelerator, scorer, optimizer)

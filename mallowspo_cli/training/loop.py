@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -16,10 +16,11 @@ from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.distributed import log, progress
 from mallowspo_cli.errors import RecipeError, TrainingError
 from mallowspo_cli.evaluation.preference import evaluate_preferences
+from mallowspo_cli.files import write_json
 from mallowspo_cli.objectives.base import Objective
 from mallowspo_cli.packing.layout import Layout, PairBatch, collate
 from mallowspo_cli.packing.packer import lengths_of, pack
-from mallowspo_cli.recipe.choices import Dtype
+from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.fingerprint import compute_name
 from mallowspo_cli.reference.terms import Reference
@@ -31,7 +32,7 @@ from mallowspo_cli.training.optim import learning_rate
 from mallowspo_cli.training.order import PairOrder
 from mallowspo_cli.training.startup import check_start, sample
 from mallowspo_cli.training.telemetry import StepClock, gathered, record
-from mallowspo_cli.training.watch import Stop, StoppedError, Watch
+from mallowspo_cli.training.watch import STOPPED_FILE, Stop, StoppedError, Watch
 
 
 @dataclass
@@ -127,10 +128,20 @@ class Run:
         if not pairs:
             return
         self.scorer.eval()
-        # The base of adapters is loaded as the reference is, masters are float32.
-        model = self.recipe.model
+        model, precision = self.recipe.model, self.recipe.train.precision
+        # The base of adapters is loaded as the reference is; other weights are float32, or what
+        # DeepSpeed makes of them beside its masters.
         dtype = model.dtype if model.lora.rank else Dtype.float32
-        compute = compute_name(dtype, self.recipe.train.precision, model.quantization)
+        if self.engine.casts and precision is Precision.bf16:
+            dtype = Dtype.bfloat16
+        compute = compute_name(dtype, precision, model.quantization)
+        stored = reference.store.fingerprint.compute
+        if compute != stored:
+            log.info(
+                "the reference computed in %s, the policy computes in %s: margins begin near 0, "
+                "not at it. model.dtype=%s makes them alike",
+                *(stored, compute, dtype.value),
+            )
         device = self.accelerator.device
         worst = check_start(self.scorer, pairs, objective, reference, compute, device, self.layout)
         self.scorer.train()
@@ -152,6 +163,16 @@ class Run:
             self.metrics.append(values)
         numbers = {k: v for k, v in values.items() if v is not None and k != "step"}
         self.accelerator.log(numbers, step=values["step"])
+
+    def say_stopped(self, state: TrainState) -> NoReturn:
+        """End the run where it was asked to; stopped.json tells a job script that it can go on."""
+        reason = self.stop.reason or "another process was asked to"
+        if self.accelerator.is_main_process:
+            write_json(self.directory / STOPPED_FILE, {"step": state.step, "reason": reason})
+        raise StoppedError(
+            f"stopped after step {state.step} of {self.total_steps} ({reason}), and saved. Go on "
+            "with the same command and --resume."
+        )
 
     def epoch(self, step: int) -> float:
         """Passes over the training pairs after `step` optimizer steps."""
@@ -228,10 +249,7 @@ def fit(run: Run, objective: Objective, reference: Reference | None, state: Trai
             run.watch.alive()
             advance(1)
             if stop and not last:
-                raise StoppedError(
-                    f"stopped after step {state.step} of {total} ({run.stop.reason or 'asked for'}"
-                    "), and saved. Go on with the same command and --resume."
-                )
+                run.say_stopped(state)
 
 
 def optimizer_step(

@@ -19,7 +19,10 @@ from mallowspo_cli.errors import CheckpointError
 from mallowspo_cli.files import make_directory, write_json, write_text
 from mallowspo_cli.recipe.load import LoadedRecipe
 
-PACKAGES = ("mallowspo", "torch", "transformers", "datasets", "accelerate", "hydra-core", "peft")
+PACKAGES = (
+    *("mallowspo", "torch", "transformers", "datasets", "accelerate", "hydra-core", "peft"),
+    *("deepspeed", "bitsandbytes"),
+)
 FREE_KEYS = (
     *("log", "checkpoint", "reference", "output_dir"),
     *("train.pack_tokens", "train.activation_checkpointing", "train.compile", "train.liger"),

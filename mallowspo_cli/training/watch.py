@@ -13,6 +13,8 @@ from mallowspo_cli.errors import MallowsPOError
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and can go on: try again later (EX_TEMPFAIL)."""
+STOPPED_FILE = "stopped.json"
+"""In the run directory while it is stopped: launchers have exit codes of their own."""
 STDERR = 2
 HUNG = 70
 """Exit code of a process that made no progress."""

@@ -341,3 +341,29 @@ def test_a_store_of_another_set_up_is_refused(tiny_directory: Path, tmp_path: Pa
     opened(tiny_directory, tmp_path)
     with pytest.raises(CacheError, match="compute: float32, now bfloat16 autocast over float32"):
         opened(tiny_directory, tmp_path, precision=Precision.bf16)
+
+
+def test_a_model_that_does_not_fit_on_the_device_stays_in_host_memory(
+    tiny_directory: Path,
+    tokenized: list[TokenizedPair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected_store = opened(tiny_directory, tmp_path / "whole")
+    complete(expected_store, tokenized, tiny_directory)
+    honest, moves = PairScorer.to, []
+
+    def full(self: PairScorer, device: object) -> PairScorer:
+        moves.append(device)
+        if len(moves) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return honest(self, device)
+
+    monkeypatch.setattr(PairScorer, "to", full)
+    store = opened(tiny_directory, tmp_path / "offloaded")
+    with caplog.at_level(logging.INFO, "mallowspo"):
+        assert complete(store, tokenized, tiny_directory) == len(tokenized)
+    assert "does not fit" in caplog.text
+    assert moves[1] == "cpu"
+    assert_close(store.lookup(ids(tokenized)), expected_store.lookup(ids(tokenized)), rtol=0)

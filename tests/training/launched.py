@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mallowspo_cli.commands import train
@@ -43,10 +44,12 @@ def words(place: Path, run: Path) -> list[str]:
     ]
 
 
-def start(kind: str, arguments: list[str]) -> subprocess.Popen[str]:
-    """`mallowspo train` by a launcher."""
+def start(
+    kind: str, arguments: list[str], module: Sequence[str] = ("mallowspo_cli", "train")
+) -> subprocess.Popen[str]:
+    """`mallowspo train`, or another module, by a launcher."""
     return subprocess.Popen(
-        [*LAUNCHERS[kind], "-m", "mallowspo_cli", "train", *arguments],
+        [*LAUNCHERS[kind], "-m", *module, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

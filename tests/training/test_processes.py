@@ -160,7 +160,30 @@ def test_two_processes_go_on_where_one_was_stopped(place: Path, runs: dict[str, 
     assert "stopped after step" in output
     stopped = steps_of(run)
     assert whole_checkpoints(run)[-1].name == f"step_{stopped:06d}"
+    told = json.loads((run / "stopped.json").read_text())
+    assert told == {"step": stopped, "reason": "SIGTERM"}
     launch("zero3", [*words(place, run), "--resume"])
+    assert not (run / "stopped.json").exists()
     found, expected = curve(run), curve(runs["one process"])
     for key, values in expected.items():
         assert found[key] == pytest.approx(values, rel=1e-5, abs=1e-5), key
+
+
+def test_fsdp2_goes_on_where_zero3_was_killed(
+    killed: tuple[Path, str, float], place: Path, runs: dict[str, Path]
+) -> None:
+    run = place / "resumed_by_fsdp2"
+    shutil.copytree(killed[0], run)
+    arguments = [str(run), *words(place, run)[1:]]
+    code, output = wait(start("ddp", arguments, ["tests.training.fsdp_rank"]))
+    assert code == 0, output[-4000:]
+    found, expected = curve(run), curve(runs["one process"])
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values, rel=1e-5, abs=1e-5), key
+    whole = load_file(run / "whole.safetensors")
+    saved = checkpoint_weights(whole_checkpoints(run)[-1])
+    other = checkpoint_weights(whole_checkpoints(runs["one process"])[-1])
+    assert whole.keys() == saved.keys() == other.keys()
+    for name, values in other.items():
+        assert torch.equal(whole[name], saved[name]), name
+        torch.testing.assert_close(whole[name], values, rtol=0, atol=2e-5, msg=name)
