@@ -61,13 +61,16 @@ def plan(words: Sequence[str], as_json: bool) -> None:
       mallowspo plan recipe=quickstart
       mallowspo plan recipe=quickstart model=llama3_8b_instruct hardware=8xh100
 
-    Packs the recipe's pairs as training would. Weights are not loaded (a model that is not in the
-    cache is fetched with them, for its configuration and tokenizer). Nothing is measured, but for a
-    CPU's rate.
+    Packs the recipe's pairs as training would. Weights are neither fetched nor loaded. Nothing is
+    measured, but for a CPU's rate.
 
     \b
-    hardware=NAME   h100, h200, a100, l40s, rtx4090 or cpu; 8xh100, 2x8xh100 (default: this machine)
+    hardware=NAME   h100, h200, a100, l40s, rtx4090 or cpu; 8xh100; 8x8xh100 or 64xh100: 8 nodes of
+                    8 (default: this machine)
     flops=N         FLOP/s that a device reaches, in the place of an assumed or measured rate
+    bandwidth=N     bytes/s that a device sends in collectives of all, in the place of the table's
+    lengths=FILE    plan for pairs of these lengths (JSON), without data and tokenizer
+    pairs=N         how many pairs the lengths stand for
     KEY=VALUE       any recipe key
     """
     name, overrides = split_recipe(words, "plan")

@@ -260,8 +260,8 @@ def lengths() -> np.ndarray[Any, np.dtype[np.int64]]:
 
 def test_llama3_8b_on_eight_gpus_has_the_states_and_the_traffic_of_zero3(large: ModelShape) -> None:
     sharded = Setting(Precision.bf16, world_size=8)
-    # 8.03e9 x (2 + 2 + 12) / 8, and 3 x 2 x 8.03e9 x 7 / 8.
-    assert state_memory(large, sharded).peak == pytest.approx(16.06e9, rel=1e-3)
+    # 8.03e9 x (2 + 4 + 12) / 8, and 3 x 2 x 8.03e9 x 7 / 8.
+    assert state_memory(large, sharded).peak == pytest.approx(18.07e9, rel=1e-3)
     assert traffic(large, sharded) == pytest.approx(42.16e9, rel=1e-3)
     assert large.flops.per_token == pytest.approx(2 * 6.979e9, rel=1e-3)
     alone = state_memory(large, Setting(Precision.bf16))
@@ -316,12 +316,12 @@ def test_the_proposal_is_the_largest_that_fits(large: ModelShape, lengths) -> No
     setting, memory = Setting(Precision.bf16, world_size=8), GPUS.device.memory
     proposal = propose(large, setting, memory, lengths, 256)
     assert proposal is not None
-    assert (proposal.pack_tokens, proposal.checkpointing) == (8192, NONE)
+    assert (proposal.pack_tokens, proposal.checkpointing) == (6144, NONE)
 
     def peak(tokens: int) -> float:
         return peak_memory(large, setting, PackSize.of(lengths).scaled(tokens), NONE).peak
 
-    assert peak(8192) <= MEMORY_SHARE * memory < peak(12288)
+    assert peak(6144) <= MEMORY_SHARE * memory < peak(8192)
 
 
 @pytest.mark.parametrize(

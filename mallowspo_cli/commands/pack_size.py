@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-import torch
-
+from mallowspo_cli.commands.launch import Launch
 from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import ModelError
@@ -21,7 +20,7 @@ OTHERWISE = 4096
 
 
 def pack_tokens_of(
-    recipe: Recipe, run_directory: Path, scorer: PairScorer, pairs: TokenizedPairs
+    recipe: Recipe, run_directory: Path, scorer: PairScorer, pairs: TokenizedPairs, launch: Launch
 ) -> int:
     """The recipe's `train.pack_tokens`; what the run began with; or what this machine has room for.
 
@@ -39,9 +38,13 @@ def pack_tokens_of(
     except ModelError:
         return OTHERWISE
     lengths = lengths_of(pairs)
-    setting = Setting(train.precision, cpu=not torch.cuda.is_available())
+    # What is not sharded is planned for as if it were alone, which ZeRO-2 only gains from.
+    world = launch.processes if launch.sharded else 1
+    setting = Setting(train.precision, world, not launch.cuda, train.optimizer)
+    # Processes of a CPU share its memory.
+    memory = own_memory() if launch.cuda else own_memory() / launch.processes
     proposed = proposed_pack_tokens(
-        *(shape, setting, own_memory(), lengths, train.global_batch_size),
+        *(shape, setting, memory, lengths, train.global_batch_size),
         *(train.activation_checkpointing, scorer.layout),
     )
     if proposed is None:

@@ -101,7 +101,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool, launch: Launch) -
     scorer: Any = PairScorer(policy)
     del policy
     optimizer = build_optimizer(scorer, recipe.train)
-    pack_tokens = pack_tokens_of(recipe, directory, scorer, pairs) if is_main() else None
+    pack_tokens = pack_tokens_of(recipe, directory, scorer, pairs, launch) if is_main() else None
     engine = engine_of(accelerator, *accelerator.prepare(scorer, optimizer))
     del scorer, optimizer
     engine.check(launch.sharded)

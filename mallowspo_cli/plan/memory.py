@@ -114,7 +114,8 @@ def state_memory(shape: ModelShape, setting: Setting) -> Memory:
     Bytes a parameter with AdamW, of which a process of ZeRO-3 has a G-th:
 
         one process                     4 + 4 + 8     float32 weights, gradients, two moments
-        ZeRO-3, train.precision=bf16    2 + 2 + 12    masters in float32 beside the moments
+        ZeRO-3, train.precision=bf16    2 + 4 + 12    gradients of packs are added up in float32;
+                                                      masters beside the moments
         ZeRO-3, train.precision=fp32    4 + 4 + 8
 
     Frozen weights take the first number alone.
@@ -125,7 +126,7 @@ def state_memory(shape: ModelShape, setting: Setting) -> Memory:
     return Memory(
         when="states",
         weights=number * shape.parameters * share,
-        gradients=number * shape.trained * share,
+        gradients=SINGLE * shape.trained * share,
         optimizer=states * shape.trained * share,
     )
 

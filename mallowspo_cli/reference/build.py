@@ -17,7 +17,7 @@ from accelerate import cpu_offload
 from torch import Tensor
 
 from mallowspo_cli.data.table import TokenizedPair, TokenizedPairs
-from mallowspo_cli.distributed import log, progress
+from mallowspo_cli.distributed import log, progress, rank, world_size
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import cache_directory
 from mallowspo_cli.models.attention import resolve_attention
@@ -38,6 +38,8 @@ BLOCKS = 64
 """About how many blocks a pass has."""
 PACKS_PER_BLOCK = (4, 32)
 """Least and most packs of a block."""
+LONGEST_PAUSE = 8.0
+"""Seconds until a process that found no work looks again."""
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -102,6 +104,7 @@ def complete_store(
     work = _Pass(store, directory, model, precision, pack_tokens, device)
     claims = Claims(store.path / "claims")
     blocks = list(_blocks(list(by_id.values()), pack_tokens, work.layout))
+    pause = 0.5
     with progress("reference pass", new, "pairs", "tokens") as advance:
         while True:
             done = new - len(store.missing(list(by_id)))
@@ -111,15 +114,18 @@ def complete_store(
                 store.reload()
                 return work.scored
             before = work.scored
-            for block in open_blocks:
+            # Each process begins at a place of its own, or all would ask for the same block.
+            place = rank() * len(open_blocks) // world_size()
+            for block in (*open_blocks[place:], *open_blocks[:place]):
                 with claims.held(block.name) as ours:
                     if not ours:
                         continue
                     # Another process may have finished it between our look and our claim.
                     store.refresh()
                     work.score_block(block, advance)
+            pause = 1.0 if work.scored > before else min(2 * pause, LONGEST_PAUSE)
             if work.scored == before:
-                time.sleep(1.0)
+                time.sleep(pause)
             store.refresh()
             seen = new - len(store.missing(list(by_id)))
             advance(seen - done - (work.scored - before), 0)

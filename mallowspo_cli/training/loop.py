@@ -4,12 +4,15 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mallowspo_cli.data.tokenize import TokenizedPair
@@ -79,14 +82,19 @@ class Run:
 
     def packs(self, step: int) -> "StepPacks":
         """This process's packs of an optimizer step."""
-        pairs = [self.train_pairs[i] for i in self.order.step(step)]
-        lengths = lengths_of(pairs)
+        pairs = self.order.step(step)
+        lengths = self._lengths[pairs]
         costs = self.bare_scorer.flops.of_pairs(lengths)
         mine = pack(
             *(lengths, self.pack_tokens, self.accelerator.num_processes, self.layout, costs)
         )[self.accelerator.process_index]
-        members = [[pairs[i] for i in chosen] for chosen in mine]
+        # Of the other processes' pairs no more than their lengths.
+        members = [[self.train_pairs[pairs[i]] for i in chosen] for chosen in mine]
         return StepPacks(members, self.layout, int(lengths.sum()), float(costs.sum()))
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        return lengths_of(self.train_pairs)
 
     def evaluate(
         self, objective: Objective, reference: Reference | None, state: TrainState

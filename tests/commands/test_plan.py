@@ -221,7 +221,7 @@ def test_weights_are_neither_needed_nor_loaded(mallowspo: Command, large: list[s
     assert plan["model"]["parameters"] == plan["model"]["trained"] == 8_030_261_248
     memory = plan["proposed"]["memory"]
     states = memory["weights"] + memory["gradients"] + memory["optimizer"]
-    assert states == pytest.approx(16.06e9, rel=1e-3)
+    assert states == pytest.approx(18.07e9, rel=1e-3)
     assert plan["hardware"]["traffic_per_pack"] == pytest.approx(42.16e9, rel=1e-3)
     assert any("8 devices, ZeRO-3, weights and gradients in bf16" in n for n in plan["notes"])
     # Eight pairs of some words are too little for eight GPUs.
@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_said_with_what_would_help(
     (warning,) = plan["warnings"]
     assert "will not fit: weights, gradients and optimizer take 119.7 GiB" in warning
     assert "model.lora.rank=16" in warning
-    assert "take 2xh100" in warning
+    assert "take 4xh100" in warning
     done = mallowspo("plan", *large, "hardware=h100")
     assert done.code == 0
     assert warning in done.out
