@@ -45,8 +45,9 @@ def _of_sharding(case: Case) -> list[str]:
     hardware, precision = case.hardware, case.recipe.train.precision
     gathered = "frozen weights are gathered too, only adapters' gradients are sent. "
     return [
-        f"a process for each of {hardware.world_size} devices, ZeRO-3, weights and gradients in "
-        f"{precision.value}, masters and optimizer's states in float32, dealt out evenly. "
+        f"a process for each of {hardware.world_size} devices, ZeRO-3, weights in "
+        f"{precision.value}, gradients, masters and optimizer's states in float32, dealt out "
+        "evenly. "
         f"{gathered if case.shape.adapters else ''}The reference pass has the whole model in every "
         "process.",
         f"sending is at {hardware.bandwidth / 1e9:,.3g} GB/s of each device ({hardware.link}; "
