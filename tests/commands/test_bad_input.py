@@ -220,6 +220,14 @@ def test_several_processes_are_refused_rather_than_trained_apart(
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_a_metric_that_no_evaluation_has_is_refused_before_anything_is_done(
+    mallowspo: Command, tiny_words: list[str]
+) -> None:
+    line = complaint(mallowspo("train", *tiny_words, "checkpoint.best_by=eval/accuracy"))
+    assert "eval/rewards/accuracies" in line
+    assert not Path("runs/tiny/recipe.yaml").exists()
+
+
 def test_a_gated_model_says_how_to_get_in(
     mallowspo: Command, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """`mallowspo train`: what a run leaves behind, and what happens when it is stopped."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +20,7 @@ import yaml
 from safetensors.torch import load_file
 
 from mallowspo_cli.reference.store import write_shard
+from mallowspo_cli.training import loop
 from mallowspo_cli.training.checkpoint import checkpoint_weights
 from mallowspo_cli.training.telemetry import MEASURED
 from tests.commands.conftest import Command
@@ -370,6 +373,63 @@ def test_resume_adds_to_the_pass_counter_and_refuses_other_numbers_of_the_data(
     changed = mallowspo("train", *words, "--resume")
     assert changed.code == 2
     assert "dispersion_numbers changed" in changed.err
+
+
+def test_the_best_evaluations_checkpoint_is_kept_and_can_be_exported(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
+) -> None:
+    # It falls as training goes on, so the best is not the last.
+    metric = "eval/rewards/rejected"
+    words = [*tiny_words, f"checkpoint.best_by={metric}", "checkpoint.keep=1", "eval.every=1"]
+    done = mallowspo("train", *words, "checkpoint.every=6", "train.learning_rate=3e-3")
+    assert done.code == 0, done.err
+    run = tmp_path / "runs" / "tiny"
+    values = {line["step"]: line[metric] for line in metrics(run) if metric in line}
+    step = max((s for s in values if s), key=lambda s: values[s])
+    assert step < 6
+    best = json.loads((run / "checkpoints" / "best.json").read_text())
+    assert best == {"step": step, "metric": metric, "value": values[step]}
+    kept = {path.name for path in (run / "checkpoints").glob("step_*")}
+    assert kept == {f"step_{step:06d}", "step_000006"}
+    exported = mallowspo("export", "run=runs/tiny", "checkpoint=best")
+    assert exported.code == 0, exported.err
+    found = load_file(run / "export" / "model.safetensors")
+    expected = checkpoint_weights(run / "checkpoints" / f"step_{step:06d}")
+    assert all(torch.equal(found[name.removeprefix("model.")], expected[name]) for name in expected)
+
+
+def test_a_signal_saves_the_run_and_resume_equals_uninterrupted(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mallowspo("train", *tiny_words, "name=whole").code == 0
+    honest = loop.optimizer_step
+
+    def signalled(run: loop.Run, *arguments: Any) -> Any:
+        if arguments[-1] == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return honest(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", signalled)
+        done = mallowspo("train", *tiny_words, "name=stopped", "checkpoint.every=0")
+    assert done.code == 75
+    assert "stopped after step 3 of 6 (SIGUSR1), and saved" in done.err.replace("\n", " ")
+    run = tmp_path / "runs" / "stopped"
+    assert json.loads((run / "stopped.json").read_text())["step"] == 3
+    words = [*tiny_words, "name=stopped", "checkpoint.every=0"]
+    assert mallowspo("train", *words, "--resume").code == 0
+    assert timeless(run) == timeless(tmp_path / "runs" / "whole")
+
+
+def test_a_slurm_job_saves_itself_before_its_time_ends(
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 200))
+    done = mallowspo("train", *tiny_words)
+    assert done.code == 75
+    assert "stopped after step 1 of 6 (the end of the job's time)" in done.err.replace("\n", " ")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
+    assert mallowspo("train", *tiny_words, "--resume").code == 0
 
 
 def test_an_order_by_numbers_of_the_data_needs_no_reference_pass(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,48 @@ def test_the_report_does_not_depend_on_the_packs(reference: Reference, pack_toke
     assert report(reference, DPO(beta=BETA), pack_tokens=pack_tokens) == report(
         reference, DPO(beta=BETA)
     )
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5, 7])
+def test_the_report_does_not_depend_on_the_processes(reference: Reference, processes: int) -> None:
+    """Each takes as many passes, and the report of all is that of one."""
+    arguments = (PAIRS, MallowsTheta(beta=BETA), reference, 12, CPU, Layout.shared)
+    alone = evaluate_preferences(scorer(), *arguments)
+    passes = [0] * processes
+
+    def counting(process: int) -> Callable[[PairBatch], PairScores]:
+        score = scorer()
+
+        def count(batch: PairBatch) -> PairScores:
+            passes[process] += 1
+            return score(batch)
+
+        return count
+
+    def collected(process: int) -> list[list[Any]]:
+        """What a process hands over."""
+        given: list[list[Any]] = []
+
+        def keep(values: list[Any]) -> list[Any]:
+            given.append(values)
+            if len(given) == 2:
+                raise InterruptedError
+            return values
+
+        with pytest.raises(InterruptedError):
+            evaluate_preferences(counting(process), *arguments, (process, processes), keep)
+        return given
+
+    parts = [collected(process) for process in range(processes)]
+    assert len(set(passes)) == 1
+
+    calls = iter(range(2))
+
+    def all_of_them(_: list[Any]) -> list[Any]:
+        call = next(calls)
+        return [value for part in parts for value in part[call]]
+
+    assert evaluate_preferences(scorer(), *arguments, (0, processes), all_of_them) == alone
 
 
 def test_the_means_do_not_depend_on_the_order_of_the_pairs(reference: Reference) -> None:
