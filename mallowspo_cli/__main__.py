@@ -3,6 +3,7 @@
 import errno
 import importlib
 import sys
+import time
 from collections.abc import Sequence
 
 import click
@@ -458,9 +459,11 @@ def main() -> None:
     except MallowsPOError as error:
         from mallowspo_cli.distributed import is_main, rank
 
-        if is_main() or error.alone:
-            who = "mallowspo" if is_main() else f"mallowspo (process {rank()})"
-            click.echo(f"{who}: {' '.join(str(error).split())}", err=True)
+        if not is_main() and not error.alone:
+            # Where all have this error the main process says it, and the launcher ends the others.
+            time.sleep(3)
+        who = "mallowspo" if is_main() else f"mallowspo (process {rank()})"
+        click.echo(f"{who}: {' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):

@@ -46,6 +46,13 @@ class PairScorer(nn.Module):
         """Number of logits, which may exceed the tokenizer's size."""
         return self.causal_model.get_output_embeddings().out_features  # type: ignore[operator]
 
+    def tie_weights(self) -> None:
+        """Make an output layer that is the embedding that again: an engine that moved the model to
+        the meta device asks for it.
+        """
+        causal: Any = self.causal_model
+        causal.tie_weights()
+
     def forward(
         self, batch: PairBatch, entropy: bool = False
     ) -> PairScores | tuple[PairScores, PairEntropies]:

@@ -20,6 +20,7 @@ from mallowspo_cli.models.trained import merge_adapters, trained_model
 from mallowspo_cli.objectives.base import objective_name
 from mallowspo_cli.recipe.choices import Quantization
 from mallowspo_cli.recipe.load import LoadedRecipe
+from mallowspo_cli.reference.build import out_of_memory
 from mallowspo_cli.report.model_card import model_card
 from mallowspo_cli.report.run_report import write_report
 from mallowspo_cli.scoring import PairScorer
@@ -33,16 +34,24 @@ def finish(run: Run, loaded: LoadedRecipe, prepared: Prepared) -> None:
     """Write model, results and report. Every process calls this; the main one writes."""
     config = run.recipe.model
     weights = None
-    if config.lora.rank or run.engine.sharded:
+    if config.lora.rank or run.engine.sharded or run.engine.casts:
         # The one place where a process holds all that was trained. Adapters are merged in float32.
         dtype = torch.float32 if config.lora.rank else TORCH_DTYPES[config.dtype]
         weights = run.engine.whole_weights(dtype)
     if not run.accelerator.is_main_process:
         return
-    model = _merged(run, prepared, weights) if weights is not None else _whole(run)
-    kl = _kl(run, prepared, model)
-    results = _results(run, kl)
-    _save_model(run, loaded, prepared, model, results)
+    if weights is not None:
+        run.engine.release()
+        model = _merged(run, prepared, weights)
+    else:
+        model = _whole(run)
+    _save_model(run, prepared, model)
+    # Only now: what may fail here costs no training any more.
+    results = _results(run, _kl(run, prepared, model))
+    file = run.directory / "dispersion.json"
+    dispersion = json.loads(file.read_text()) if file.is_file() else None
+    card = model_card(loaded.to_yaml(), results, dispersion, environment())
+    write_text(run.directory / "model" / "README.md", card)
     write_report(run.directory, results)
     # Last: this file says that the run is finished.
     write_json(run.directory / "results.json", results)
@@ -77,7 +86,18 @@ def _kl(run: Run, prepared: Prepared, model: Any) -> SequenceKL | None:
     if run.recipe.model.quantization is not Quantization.none:
         log.info("eval.kl_prompts is left out: the reference is quantised, the merged model is not")
         return None
-    unique = {pair.prompt.tobytes(): pair.prompt for pair in prepared.held_out}
+    try:
+        return _measured_kl(run, prepared, model)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        log.info("eval.kl_prompts is left out: policy and reference do not fit in memory together")
+        return None
+
+
+def _measured_kl(run: Run, prepared: Prepared, model: Any) -> SequenceKL:
+    config, held_out = run.recipe.eval, prepared.held_out or ()
+    unique = {pair.prompt.tobytes(): pair.prompt for pair in held_out}
     prompts = list(unique.values())[: config.kl_prompts]
     device = run.accelerator.device
     # Both in float32: what is measured is the change of the weights, not of the arithmetic.
@@ -117,24 +137,14 @@ def _results(run: Run, kl: SequenceKL | None) -> dict[str, Any]:
     }
 
 
-def _save_model(
-    run: Run,
-    loaded: LoadedRecipe,
-    prepared: Prepared,
-    model: Any,
-    results: dict[str, Any],
-) -> None:
-    """A directory that transformers loads: weights with adapters merged, tokenizer, model card."""
-    file = run.directory / "dispersion.json"
-    dispersion = json.loads(file.read_text()) if file.is_file() else None
-    card = model_card(loaded.to_yaml(), results, dispersion, environment())
+def _save_model(run: Run, prepared: Prepared, model: Any) -> None:
+    """A directory that transformers loads: weights with adapters merged, and tokenizer."""
     # As it came in: a model that is stored in bfloat16 goes out in it.
     model.to(TORCH_DTYPES[run.recipe.model.dtype])
 
     def save(target: Path) -> None:
         model.save_pretrained(target)
         prepared.tokenizer.save_pretrained(target)
-        write_text(target / "README.md", card)
 
     save_whole(run.directory / "model", save)
 

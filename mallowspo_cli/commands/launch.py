@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
 from mallowspo_cli.distributed import world_size
 from mallowspo_cli.errors import MallowsPOError, RecipeError, first_line
 from mallowspo_cli.plan.hardware import TABLE, Hardware
-from mallowspo_cli.recipe.choices import Precision
+from mallowspo_cli.recipe.choices import Optimizer, Precision
 from mallowspo_cli.recipe.schema import Recipe
 
 NUMBERS = {
@@ -46,11 +46,21 @@ DEEPSPEED_NUMBERS = {
     "optimizer": "train.optimizer",
     "scheduler": "train.scheduler",
     "activation_checkpointing": "train.activation_checkpointing",
+    "amp": "train.precision",
+    "communication_data_type": "train.precision",
+    "zero_quantized_weights": "train.precision",
+    "zero_quantized_gradients": "train.precision",
+    "zero_force_ds_cpu_optimizer": "train.optimizer",
     "prescale_gradients": "the loop's mean over pairs",
     "gradient_predivide_factor": "the loop's mean over pairs",
 }
-"""The same in a DeepSpeed configuration file."""
-UNSET = ("", "none", "auto", "no", "1")
+"""The same in a DeepSpeed configuration file, at its top or under zero_optimization."""
+OFFLOAD = {
+    "offload_optimizer": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+    "offload_param": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+}
+"""Parts of DeepSpeed's configuration, and where `accelerate launch` hands their device on."""
+UNSET = ("", "none", "auto", "no")
 
 
 @dataclass(frozen=True)
@@ -101,9 +111,13 @@ def read_launch(recipe: Recipe) -> Launch:
             "the accelerate file asks for FSDP version 1; this trainer takes version 2 "
             "(fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml)."
         )
+    stage = _zero_stage() if deepspeed else 0
     if deepspeed:
         _need_deepspeed()
-    return Launch(processes, deepspeed, _zero_stage() if deepspeed else 0, fsdp, cuda)
+        _check_deepspeed(recipe, stage)
+    if fsdp and recipe.train.optimizer is Optimizer.adamw_8bit:
+        raise _no_8bit("FSDP")
+    return Launch(processes, deepspeed, stage, fsdp, cuda)
 
 
 def make_accelerator(
@@ -124,6 +138,7 @@ def make_accelerator(
             mixed_precision="bf16" if bf16 else "no",
             cpu=not (launch.cuda or launch.deepspeed),
             deepspeed_plugin=_plugin(launch, recipe) if launch.deepspeed else None,
+            fsdp_plugin=_fsdp_plugin(bf16) if launch.fsdp else None,
             kwargs_handlers=[group] if launch.processes > 1 or launch.deepspeed else None,
             log_with=list(trackers) or None,  # type: ignore[arg-type]
             project_dir=str(directory),
@@ -155,18 +170,14 @@ def own_peak(precision: Precision) -> float | None:
 def _plugin(launch: Launch, recipe: Recipe) -> DeepSpeedPlugin:
     """DeepSpeed's configuration: the launcher's words on speed, the recipe's on numbers."""
     given = _config_file()
-    offload = {
-        "offload_optimizer": os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
-        "offload_param": os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"),
-    }
     zero = {
         "stage": launch.zero_stage,
         "overlap_comm": launch.cuda,
         "contiguous_gradients": True,
         **{
-            key: {"device": device, "pin_memory": launch.cuda}
-            for key, device in offload.items()
-            if device not in (None, "none")
+            part: {"device": device, "pin_memory": launch.cuda}
+            for part, variable in OFFLOAD.items()
+            if (device := os.environ.get(variable, "none")) != "none"
         },
     }
     if launch.zero_stage == 3 and not launch.cuda:
@@ -177,7 +188,8 @@ def _plugin(launch: Launch, recipe: Recipe) -> DeepSpeedPlugin:
         "zero_force_ds_cpu_optimizer": False,
         # Many packs of a step are added up; in bfloat16 the later ones would be rounded away.
         "data_types": {"grad_accum_dtype": "fp32"},
-        **given,
+        # What is left of these says nothing, and DeepSpeed does not know `auto`.
+        **{key: value for key, value in given.items() if key not in DEEPSPEED_NUMBERS},
         "zero_optimization": {**zero, **given.get("zero_optimization", {})},
         "bf16": {"enabled": recipe.train.precision is Precision.bf16},
         "gradient_clipping": recipe.train.max_grad_norm,
@@ -190,6 +202,15 @@ def _plugin(launch: Launch, recipe: Recipe) -> DeepSpeedPlugin:
     for variable in ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ACCELERATE_CONFIG_DS_FIELDS"):
         os.environ.pop(variable, None)
     return DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=launch.zero_stage == 3)
+
+
+def _fsdp_plugin(bf16: bool) -> FullyShardedDataParallelPlugin:
+    """What the launcher said; in bf16 gradients are reduced and added up in float32."""
+    if not bf16:
+        return FullyShardedDataParallelPlugin()
+    single, half = torch.float32, torch.bfloat16
+    policy = {"param_dtype": half, "reduce_dtype": single, "output_dtype": single}
+    return FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
 
 
 def _config_file() -> dict[str, Any]:
@@ -215,7 +236,8 @@ def _check_file(recipe: Recipe) -> None:
     """Refuse a launcher's file that sets what the recipe sets."""
     for variable, (key, ours) in NUMBERS.items():
         value = os.environ.get(variable, "none")
-        if value.lower() not in UNSET:
+        default = ("1",) if variable.endswith("STEPS") else ()
+        if value.lower() not in (*UNSET, *default):
             raise _twice("the accelerate file", key, value, ours)
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in (*UNSET, recipe.train.precision.value):
@@ -225,15 +247,49 @@ def _check_file(recipe: Recipe) -> None:
         raise _twice("the accelerate file", key, "true", "train.activation_checkpointing")
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in UNSET:
         raise _twice("the accelerate file", "dynamo_config", "set", "train.compile")
-    for key, value in _config_file().items():
-        on = value.get("enabled", True) if isinstance(value, dict) else value != "auto"
-        if key in DEEPSPEED_NUMBERS and on:
+    config = _config_file()
+    for key, value in {**config, **config.get("zero_optimization", {})}.items():
+        default = key == "gradient_predivide_factor" and value == 1
+        if key in DEEPSPEED_NUMBERS and not default and _says_something(value):
             raise _twice("the DeepSpeed configuration", key, value, DEEPSPEED_NUMBERS[key])
+
+
+def _says_something(value: object) -> bool:
+    """Whether a value of DeepSpeed's configuration says more than that others should decide."""
+    if isinstance(value, dict):
+        on = value.get("enabled", True) is True
+        return on and any(_says_something(inner) for inner in value.values())
+    return value not in ("auto", None) and value is not False
 
 
 def _twice(where: str, key: str, value: object, ours: str) -> MallowsPOError:
     return MallowsPOError(
         f"{where} sets {key} ({value}), which belongs to the recipe ({ours}). Take it out there."
+    )
+
+
+def _check_deepspeed(recipe: Recipe, stage: int) -> None:
+    if stage not in (2, 3):
+        raise MallowsPOError(
+            f"the launcher's file asks for ZeRO stage {stage}; this trainer takes 2 and 3. "
+            "Without sharding: recipes/accelerate/ddp.yaml."
+        )
+    zero = _config_file().get("zero_optimization", {})
+    devices = [os.environ.get(variable, "none") for variable in OFFLOAD.values()]
+    devices += [zero.get(part, {}).get("device", "none") for part in OFFLOAD]
+    if "nvme" in devices:
+        raise MallowsPOError(
+            "the launcher's file offloads to NVMe, from which this trainer cannot write "
+            "checkpoints. Take cpu (recipes/accelerate/zero3_offload.yaml)."
+        )
+    if recipe.train.optimizer is Optimizer.adamw_8bit:
+        raise _no_8bit("DeepSpeed")
+
+
+def _no_8bit(engine: str) -> MallowsPOError:
+    return MallowsPOError(
+        f"train.optimizer=adamw_8bit keeps its states in blocks, which {engine} cannot deal out. "
+        "Take train.optimizer=adamw, whose states are sharded."
     )
 
 

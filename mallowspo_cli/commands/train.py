@@ -25,7 +25,7 @@ from mallowspo_cli.commands.pack_size import pack_tokens_of
 from mallowspo_cli.commands.prepare import prepare
 from mallowspo_cli.commands.show import print_pair, print_results
 from mallowspo_cli.distributed import is_main, log, rank, set_up_logging
-from mallowspo_cli.errors import LostProcessError, MallowsPOError, RecipeError
+from mallowspo_cli.errors import LostProcessError, MallowsPOError, RecipeError, first_line
 from mallowspo_cli.evaluation.preference import METRICS
 from mallowspo_cli.files import write_json
 from mallowspo_cli.models.fusion import check_liger
@@ -50,7 +50,7 @@ from mallowspo_cli.training.watch import STOPPED_FILE, Stop, Watch
 
 DRY_RUN_ROWS = 200
 """Rows of each split that a dry run reads."""
-LOST = ("connection closed", "connection reset", "nccl", "broken pipe", "remote process exited")
+LOST = ("connection closed", "connection reset", "broken pipe", "remote process exited")
 """What a collective says when another process of the launch is gone."""
 
 
@@ -74,7 +74,14 @@ def run(name: str, overrides: list[str], resume: bool, dry_run: bool) -> None:
             try:
                 train(loaded, directory, resume, launch)
             except RuntimeError as error:
-                raise _lost(error) if launch.processes > 1 else error from error
+                if launch.processes > 1 and _lost(error):
+                    # The process that failed prints first.
+                    time.sleep(2)
+                    raise LostProcessError(
+                        "another process of this launch ended, and its own message says why "
+                        f"({first_line(error)})."
+                    ) from error
+                raise
     if is_main():
         print_results(json.loads((directory / "results.json").read_text()))
 
@@ -148,7 +155,9 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool, launch: Launch) -
                 f"evaluation, lower reference.pack_tokens (now {recipe.reference.pack_tokens}). "
                 "None of them changes the result. Then go on with --resume."
             ) from error
-    finish(run, loaded, prepared)
+    with run.stop.listening():
+        # Nothing is left to stop: what asks for it now finds a finished run.
+        finish(run, loaded, prepared)
     for tracker in accelerator.trackers:
         tracker.finish()
     del run, engine
@@ -164,14 +173,10 @@ def _part(accelerator: Accelerator) -> None:
     accelerator.state.destroy_process_group()
 
 
-def _lost(error: RuntimeError) -> Exception:
-    """What to raise where another process of the launch is gone: not a second fault beside its."""
+def _lost(error: RuntimeError) -> bool:
+    """Whether another process of the launch is gone, whose fault this is."""
     text = str(error).lower()
-    if not any(sign in text for sign in LOST):
-        return error
-    # The process that failed prints first.
-    time.sleep(2)
-    return LostProcessError("another process of this launch ended; its own message says why.")
+    return any(sign in text for sign in LOST)
 
 
 def _trackers(recipe: Recipe) -> list[str]:
@@ -217,7 +222,7 @@ def _starting_state(run: Run, resume: bool) -> TrainState:
             log.info("%s has no whole checkpoint; starting afresh", run.directory)
         state = TrainState()
     else:
-        state = load_checkpoint(checkpoints[-1], run.engine)
+        state = load_checkpoint(checkpoints[-1], run.engine, run.watch.alive)
         log.info("going on from %s", checkpoints[-1])
     if is_main():
         (run.directory / STOPPED_FILE).unlink(missing_ok=True)

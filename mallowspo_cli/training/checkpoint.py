@@ -7,8 +7,10 @@ digests of all, which the main process writes last.
 import json
 import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ STATE, MANIFEST, BEST = "state.json", "manifest.json", "best.json"
 FORMAT = 2
 RNG = "rng"
 """Kind of the pieces that hold random states; their names say of which device and process."""
+SEEN_SECONDS = 60.0
+"""How long the main process waits until it sees the files of all machines."""
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, SafetensorError)
 """What a damaged file can raise."""
 
@@ -61,7 +65,12 @@ def best_checkpoint(run_directory: Path) -> dict[str, Any] | None:
 
 
 def save_checkpoint(
-    run_directory: Path, engine: Engine, state: TrainState, keep: int, best: dict[str, Any] | None
+    run_directory: Path,
+    engine: Engine,
+    state: TrainState,
+    keep: int,
+    best: dict[str, Any] | None,
+    alive: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a checkpoint, then remove all but the newest `keep` and the best.
 
@@ -69,6 +78,7 @@ def save_checkpoint(
 
     Args:
         best: what best.json says from now on; None leaves it.
+        alive: called as it goes on.
 
     Raises:
         CheckpointError: a process could not write (in all of them).
@@ -76,15 +86,23 @@ def save_checkpoint(
     accelerator, path = engine.accelerator, checkpoint_path(run_directory, state.step)
     # A name that all processes know; a kill in the middle leaves it behind.
     temporary = path.with_name(f".{path.name}.tmp")
-    if accelerator.is_main_process:
-        for left in (path, *path.parent.glob(".step_*.tmp")):
-            shutil.rmtree(left, ignore_errors=True)
-    _together(engine, lambda: temporary.mkdir(parents=True, exist_ok=True))
+
+    def begin() -> None:
+        if accelerator.is_main_process:
+            for left in (path, *path.parent.glob(".step_*.tmp")):
+                shutil.rmtree(left, ignore_errors=True)
+            temporary.mkdir(parents=True)
+
+    _together(engine, begin)
     name = shard_name(accelerator.process_index, accelerator.num_processes)
 
     def write_own() -> dict[str, str]:
-        write_pieces(temporary / name, (*engine.pieces(), *_random_states(engine)))
+        # Where each machine has a directory of its own, the main process will miss this file.
+        temporary.mkdir(parents=True, exist_ok=True)
+        write_pieces(temporary / name, _watched((engine.pieces(), _random_states(engine)), alive))
+        alive()
         sync(temporary / name)
+        alive()
         return {name: sha256(temporary / name)}
 
     digests = _together(engine, write_own)
@@ -92,28 +110,34 @@ def save_checkpoint(
     def finish() -> None:
         if not accelerator.is_main_process:
             return
+        files = {k: v for each in digests for k, v in each.items()}
+        _wait_for(temporary, list(files))
+        kept = best or best_checkpoint(run_directory)
         about = {
             "format": FORMAT,
             "optimizer": engine.optimizer_name,
             "processes": accelerator.num_processes,
+            "best": kept,
         }
         write_json(temporary / STATE, {**asdict(state), **about})
-        files = {k: v for each in digests for k, v in each.items()}
         write_json(temporary / MANIFEST, {**files, STATE: sha256(temporary / STATE)})
         temporary.rename(path)
         sync(path.parent)
         if best is not None:
             write_json(path.parent / BEST, best)
-        kept = best_checkpoint(run_directory)
         for old in whole_checkpoints(run_directory)[:-keep]:
             if kept is None or old != checkpoint_path(run_directory, kept["step"]):
-                shutil.rmtree(old)
+                # Under the name of what is half-written: a kill on the way leaves what the next
+                # one takes away.
+                shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
 
     _together(engine, finish)
     return path
 
 
-def load_checkpoint(path: Path, engine: Engine) -> TrainState:
+def load_checkpoint(
+    path: Path, engine: Engine, alive: Callable[[], None] = lambda: None
+) -> TrainState:
     """Put a checkpoint's weights, optimizer states and random states in place.
 
     Every process calls this, of however many; each reads the ranges that it holds.
@@ -128,17 +152,22 @@ def load_checkpoint(path: Path, engine: Engine) -> TrainState:
         # Each process looks at some of the files.
         state, pieces = read_checkpoint(path, slice(rank, None, processes))
         _check_fits(path, state, pieces, engine)
+        if accelerator.is_main_process and state.get("best") is not None:
+            # A kill may have come between the checkpoint and its best.json.
+            write_json(path.parent / BEST, state["best"])
         return TrainState(state["step"]), pieces
 
     state, pieces = _together(engine, check, gather=False)[0]
+    alive()
 
     def put() -> None:
         try:
             engine.load(pieces, state.step)
-        except (ValueError, SafetensorError, OSError) as error:
+        except UNREADABLE as error:
             raise damaged(path, first_line(error)) from error
 
     _together(engine, put)
+    alive()
     _set_random_states(engine, pieces)
     return state
 
@@ -231,6 +260,24 @@ def _together(engine: Engine, work: Callable[[], Any], gather: bool = True) -> l
     if faults:
         raise CheckpointError(f"process {faults[0][0]} failed: {faults[0][1]}")
     return [each for _, each in found] if gather else [result]
+
+
+def _wait_for(directory: Path, names: list[str]) -> None:
+    """Until all files are seen here: on a shared file system that takes a moment."""
+    end = time.monotonic() + SEEN_SECONDS
+    while missing := [name for name in names if not (directory / name).is_file()]:
+        if time.monotonic() > end:
+            raise CheckpointError(
+                f"{', '.join(missing[:3])} of a checkpoint cannot be seen by the main process in "
+                f"{directory}. Every machine of a launch must see one run directory (output_dir)."
+            )
+        time.sleep(0.2)
+
+
+def _watched(parts: Iterable[Iterable[Piece]], alive: Callable[[], None]) -> Iterator[Piece]:
+    for piece in chain.from_iterable(parts):
+        alive()
+        yield piece
 
 
 def _random_states(engine: Engine) -> list[Piece]:

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
 
 from mallowspo_cli.errors import MallowsPOError
 from mallowspo_cli.models.flops import whole_shape
@@ -109,7 +111,7 @@ class Engine:
                 local.copy_(values.view_as(local))
             if step == 0:
                 continue
-            state[parameter] = {"step": self._step_count(step)}
+            state[parameter] = {"step": self._step_count(step, local.device)}
             for kind in pieces.kinds(name):
                 state[parameter][kind] = self._like(parameter, pieces, kind, name)
 
@@ -131,10 +133,14 @@ class Engine:
             stride=parameter.stride(),
         )
 
-    def _step_count(self, step: int) -> Any:
-        # bitsandbytes counts in integers, torch in float32 tensors.
-        ours = type(self._inner_optimizer).__module__.startswith("torch.")
-        return torch.tensor(float(step)) if ours else step
+    def _step_count(self, step: int, device: torch.device) -> Any:
+        """The count of steps as the optimizer would have it after them."""
+        optimizer = self._inner_optimizer
+        if not type(optimizer).__module__.startswith("torch."):
+            # bitsandbytes counts in integers.
+            return step
+        on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+        return torch.tensor(float(step), device=device if on_device else "cpu")
 
     @property
     def optimizer_name(self) -> str:
@@ -143,11 +149,9 @@ class Engine:
 
     @property
     def _inner_optimizer(self) -> torch.optim.Optimizer:
-        # accelerate's wrapper is an optimizer, too, and DeepSpeed's lies within it.
-        optimizer: Any = self.optimizer
-        while hasattr(optimizer, "optimizer"):
-            optimizer = optimizer.optimizer
-        return optimizer
+        if isinstance(self.optimizer, AcceleratedOptimizer):
+            return self.optimizer.optimizer
+        return self.optimizer
 
     def whole_weights(self, dtype: torch.dtype) -> dict[str, Tensor] | None:
         """Everything that is trained, by name, on the CPU of the main process; None in the others.
@@ -193,8 +197,7 @@ class Engine:
                 f"{accelerator.num_processes} processes, of which {int(total)} add up: "  # type: ignore[arg-type]
                 "they would train apart."
             )
-        wrapped = accelerator.num_processes == 1 or hasattr(self.scorer, "module") or self.sharded
-        if not wrapped:
+        if not self._joined:
             raise MallowsPOError(
                 f"{accelerator.num_processes} processes, but accelerate left the model as it was: "
                 "their gradients would never meet. Launch by torchrun, or with a file of "
@@ -204,6 +207,17 @@ class Engine:
             raise MallowsPOError(
                 "the accelerate file asks for a sharded model, but every process holds it whole."
             )
+
+    @property
+    def _joined(self) -> bool:
+        """Whether something adds up the processes' gradients."""
+        alone = self.accelerator.num_processes == 1
+        return alone or isinstance(self.scorer, DistributedDataParallel) or self.sharded
+
+    def release(self) -> None:
+        """Give the device's memory back; nothing can be trained after this."""
+        self._inner_optimizer.state.clear()
+        self.scorer.to("cpu")
 
 
 class ZeroEngine(Engine):
@@ -221,11 +235,22 @@ class ZeroEngine(Engine):
     @property
     def sharded(self) -> bool:
         """Whether no process holds whole weights; small ones that DeepSpeed keeps do not count."""
-        parameters = self.trainable.values()
-        return self.stage == 3 and all(
-            p.numel() == 0 or p.ds_persist  # type: ignore[attr-defined]
-            for p in parameters
-        )
+        if self.stage < 3:
+            return False
+        parameters = list(self.bare_scorer.parameters())
+        kept = [p for p in parameters if p.numel() > 0]
+        return len(kept) < len(parameters) and all(p.ds_persist for p in kept)
+
+    @property
+    def _joined(self) -> bool:
+        return True
+
+    @property
+    def _inner_optimizer(self) -> torch.optim.Optimizer:
+        return self.zero.optimizer
+
+    def release(self) -> None:
+        """DeepSpeed keeps its buffers to the end of the process."""
 
     @property
     def kind(self) -> str:
@@ -271,7 +296,7 @@ class ZeroEngine(Engine):
             if flat not in state:
                 kinds = pieces.kinds(name)
                 state[flat] = {kind: torch.zeros_like(flat) for kind in kinds}
-                state[flat]["step"] = self._step_count(step)
+                state[flat]["step"] = self._step_count(step, flat.device)
             for kind in pieces.kinds(name):
                 state[flat][kind].narrow(0, place, count).copy_(
                     pieces.read(kind, name, start, count)

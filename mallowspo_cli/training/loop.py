@@ -28,7 +28,12 @@ from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.fingerprint import compute_name
 from mallowspo_cli.reference.terms import Reference
 from mallowspo_cli.scoring import PairScorer
-from mallowspo_cli.training.checkpoint import TrainState, best_checkpoint, save_checkpoint
+from mallowspo_cli.training.checkpoint import (
+    TrainState,
+    best_checkpoint,
+    broadcast,
+    save_checkpoint,
+)
 from mallowspo_cli.training.engine import Engine
 from mallowspo_cli.training.metrics import MetricsFile
 from mallowspo_cli.training.optim import learning_rate
@@ -162,7 +167,7 @@ class Run:
         """Write a checkpoint; `best` is what best.json then says."""
         keep = self.recipe.checkpoint.keep
         self.watch.alive()
-        save_checkpoint(self.directory, self.engine, state, keep, best)
+        save_checkpoint(self.directory, self.engine, state, keep, best, self.watch.alive)
         self.watch.alive()
 
     def write(self, values: dict[str, Any]) -> None:
@@ -248,12 +253,13 @@ def fit(run: Run, objective: Objective, reference: Reference | None, state: Trai
                 run.write({"step": state.step, "epoch": run.epoch(state.step), **values})
             best = None
             if recipe.eval.at_end if last else _due(state.step, recipe.eval.every):
-                best = _best(run, run.evaluate(objective, reference, state), state)
+                values = run.evaluate(objective, reference, state)
+                # The main process's view: saving needs all of them.
+                main = run.accelerator.is_main_process
+                best = broadcast(run.engine, _best(run, values, state) if main else None)
             every = recipe.checkpoint.every
-            if best or _due(state.step, every) or (last and every):
+            if best or stop or _due(state.step, every) or (last and every):
                 run.save(state, best)
-            elif stop and not last:
-                run.save(state)
             run.watch.alive()
             advance(1)
             if stop and not last:

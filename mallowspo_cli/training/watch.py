@@ -93,8 +93,12 @@ class Watch:
 
     def _look(self) -> None:
         while not self._over.wait(min(1.0, self.seconds / 4)):
-            if time.monotonic() - self._last > self.seconds:
+            if self.overdue(time.monotonic()):
                 self._end()
+
+    def overdue(self, now: float) -> bool:
+        """Whether the last progress lies too far back."""
+        return now - self._last > self.seconds
 
     def _end(self) -> None:
         # Not through streams that another thread may hold.

@@ -91,6 +91,7 @@ def test_a_batch_that_cannot_be_dealt_evenly_is_refused(
     ("variable", "value", "key"),
     [
         ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "train.max_grad_norm"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1", "train.max_grad_norm"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "train.global_batch_size"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "train.precision"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "train.compile"),
@@ -134,6 +135,10 @@ def deepspeed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any
         ({"train_batch_size": 64}, "train.global_batch_size"),
         ({"optimizer": {"type": "AdamW"}}, "train.optimizer"),
         ({"scheduler": {"type": "WarmupLR"}}, "train.scheduler"),
+        ({"communication_data_type": "fp16"}, "train.precision"),
+        ({"zero_optimization": {"zero_quantized_weights": True}}, "train.precision"),
+        ({"zero_force_ds_cpu_optimizer": True}, "train.optimizer"),
+        ({"gradient_predivide_factor": 4.0}, "the loop"),
     ],
 )
 def test_a_deepspeed_file_that_sets_the_recipes_numbers_is_refused(
@@ -157,9 +162,15 @@ def test_the_recipe_fills_deepspeeds_numbers_and_the_file_its_speed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    # As transformers' own examples have it: nothing of it says a number.
     content = {
         "train_batch_size": "auto",
-        "bf16": {"enabled": False},
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto", "loss_scale": 0},
+        "optimizer": {"type": "auto", "params": {"lr": "auto"}},
+        "prescale_gradients": False,
+        "activation_checkpointing": {"partition_activations": False},
         "zero_optimization": {"stage": 3, "stage3_max_live_parameters": 123},
     }
     deepspeed_file(tmp_path, monkeypatch, content)
@@ -173,12 +184,42 @@ def test_the_recipe_fills_deepspeeds_numbers_and_the_file_its_speed(
     assert given["zero3_init_flag"] is True
     assert config["gradient_clipping"] == 0.7
     assert config["bf16"] == {"enabled": True}
+    assert not {"fp16", "optimizer", "prescale_gradients"} & config.keys()
     assert config["gradient_accumulation_steps"] == 1
     assert config["train_micro_batch_size_per_gpu"] == 1
     assert config["train_batch_size"] == 2
     assert config["zero_optimization"]["stage3_max_live_parameters"] == 123
     # Small models are sharded too where there is no GPU.
     assert config["zero_optimization"]["stage3_param_persistence_threshold"] == 0
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_stages_without_a_test_are_refused(monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
+    with pytest.raises(MallowsPOError, match=rf"ZeRO stage {stage}; this trainer takes 2 and 3"):
+        read_launch(recipe())
+
+
+def test_what_deepspeed_cannot_deal_out_or_save_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    zero = {"stage": 3, "offload_optimizer": {"device": "nvme"}}
+    deepspeed_file(tmp_path, monkeypatch, {"zero_optimization": zero})
+    with pytest.raises(MallowsPOError, match="offloads to NVMe"):
+        read_launch(recipe())
+    deepspeed_file(tmp_path, monkeypatch, {"zero_optimization": {"stage": 3}})
+    with pytest.raises(MallowsPOError, match="adamw_8bit keeps its states in blocks"):
+        read_launch(recipe("train.optimizer=adamw_8bit"))
+
+
+def test_fsdp_adds_gradients_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    policy: Any = launch._fsdp_plugin(bf16=True).mixed_precision_policy
+    found = (policy.param_dtype, policy.reduce_dtype, policy.output_dtype)
+    assert found == (torch.bfloat16, torch.float32, torch.float32)
 
 
 def test_offloading_is_the_launchers(monkeypatch: pytest.MonkeyPatch) -> None:

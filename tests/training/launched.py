@@ -85,7 +85,11 @@ def launch(kind: str, arguments: list[str]) -> str:
 def process_of(launcher: subprocess.Popen[str], rank: int) -> int:
     """The process that is `rank` in a launch."""
     for number in _below(launcher.pid):
-        environment = Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
+        try:
+            environment = Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
+        except OSError:
+            # It has just ended.
+            continue
         if f"RANK={rank}".encode() in environment:
             return number
     raise AssertionError(f"no process is rank {rank}")

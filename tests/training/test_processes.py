@@ -1,6 +1,7 @@
 """Losses and weights depend neither on the number of processes, nor on the engine or a stop."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -34,6 +35,7 @@ RUNS = {
     "zero3": ("zero3", ()),
     "one process, lora": ("one process", LORA),
     "zero3, lora": ("zero3", LORA),
+    "zero2, bf16": ("zero2", ("objective=dpo", "train.precision=bf16", "model.dtype=float32")),
 }
 
 
@@ -47,8 +49,12 @@ def runs(place: Path) -> dict[str, Path]:
     """A run in each way, by name."""
     places = {name: place / name.replace(", ", "_").replace(" ", "_") for name in RUNS}
     for name, (kind, more) in RUNS.items():
-        # The padded layout has a reference store of its own.
-        store = (f"reference.store={place / 'padded_store'}",) if name == "padded" else ()
+        # Another layout or precision has a reference store of its own.
+        store = (
+            (f"reference.store={place / 'other_store'}_{kind}",)
+            if name in ("padded", "zero2, bf16")
+            else ()
+        )
         launch(kind, [*words(place, places[name]), *more, *store])
     return places
 
@@ -102,17 +108,30 @@ def test_a_checkpoint_of_two_processes_holds_what_one_writes(
         torch.testing.assert_close(found[key], values, rtol=0, atol=2e-5, msg=key)
 
 
+def test_in_bf16_the_float32_masters_are_what_is_saved(runs: dict[str, Path]) -> None:
+    run = runs["zero2, bf16"]
+    losses = curve(run)["loss"]
+    assert len(losses) == STEPS
+    assert losses[0] == pytest.approx(math.log(2), abs=0.02)
+    assert losses[-1] < 0.8 * losses[0]
+    saved = load_file(run / "model/model.safetensors")
+    masters = checkpoint_weights(whole_checkpoints(run)[-1])
+    assert all(torch.equal(masters[f"model.{name}"], saved[name]) for name in saved)
+    rounded = sum(int((v == v.bfloat16().float()).sum()) for v in saved.values())
+    assert rounded < 0.5 * sum(v.numel() for v in saved.values())
+
+
 @pytest.fixture(scope="module")
 def killed(place: Path, runs: dict[str, Path]) -> tuple[Path, str, float]:
     """A ZeRO-3 run of which process 1 was killed, what it said, and how long the end took."""
     run = place / "killed"
     process = start("zero3", words(place, run))
-    wait_for_step(run, 9, process)
+    wait_for_step(run, 5, process)
     began = time.monotonic()
     os.kill(process_of(process, 1), signal.SIGKILL)
     code, output = wait(process)
     assert code != 0
-    assert 9 <= steps_of(run) < STEPS
+    assert 5 <= steps_of(run) < STEPS
     return run, output, time.monotonic() - began
 
 
@@ -153,7 +172,7 @@ def test_one_process_goes_on_where_two_were_stopped(
 def test_two_processes_go_on_where_one_was_stopped(place: Path, runs: dict[str, Path]) -> None:
     run = place / "resumed_by_two"
     process = start("one process", words(place, run))
-    wait_for_step(run, 9, process)
+    wait_for_step(run, 2, process)
     process.send_signal(signal.SIGTERM)
     code, output = wait(process)
     assert code == 75, output

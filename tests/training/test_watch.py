@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from mallowspo_cli.training.watch import HUNG, STOPPED, Stop, StoppedError, Watch
@@ -32,16 +33,21 @@ def test_a_process_that_hangs_prints_its_stacks_and_ends() -> None:
 
 
 def test_progress_keeps_the_watch_quiet() -> None:
-    watch = Watch(0.4, 0)
-    with watch.watching():
-        for _ in range(8):
-            time.sleep(0.1)
-            watch.alive()
+    watch = Watch(100, 0)
+    start = time.monotonic()
+    assert not watch.overdue(start + 90)
+    assert watch.overdue(start + 110)
+    watch.alive()
+    assert not watch.overdue(start + 90)
 
 
 def test_no_seconds_watch_nothing() -> None:
+    before = threading.active_count()
     with Watch(0, 0).watching():
-        time.sleep(0.05)
+        assert threading.active_count() == before
+    with Watch(100, 0).watching():
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
 
 
 def test_signals_are_wishes_to_stop_while_it_listens() -> None:
