@@ -24,8 +24,8 @@ from mallowspo_cli.reference.build import out_of_memory
 from mallowspo_cli.report.model_card import model_card
 from mallowspo_cli.report.run_report import write_report
 from mallowspo_cli.scoring import PairScorer
-from mallowspo_cli.training.loop import Run
 from mallowspo_cli.training.metrics import read_metrics
+from mallowspo_cli.training.run import Run
 from mallowspo_cli.training.run_directory import environment
 from mallowspo_cli.training.telemetry import memory_gib
 

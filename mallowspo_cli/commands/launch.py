@@ -6,7 +6,6 @@ Clipping, precision and batch size go from the recipe into DeepSpeed's configura
 launcher's file that sets one of them is refused, since nobody could tell which of the two holds.
 """
 
-import json
 import logging
 import os
 import re
@@ -14,53 +13,26 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
+from mallowspo_cli.commands.launcher_files import (
+    DEEPSPEED_NUMBERS,
+    OFFLOAD,
+    check_deepspeed,
+    check_file,
+    config_file,
+    flag,
+    no_8bit,
+    zero_stage,
+)
 from mallowspo_cli.distributed import world_size
 from mallowspo_cli.errors import MallowsPOError, RecipeError, first_line
 from mallowspo_cli.plan.hardware import TABLE, Hardware
 from mallowspo_cli.recipe.choices import Optimizer, Precision
 from mallowspo_cli.recipe.schema import Recipe
-
-NUMBERS = {
-    "ACCELERATE_GRADIENT_CLIPPING": ("gradient_clipping", "train.max_grad_norm"),
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
-        "gradient_accumulation_steps",
-        "train.global_batch_size and train.pack_tokens",
-    ),
-}
-"""Variables in which `accelerate launch` hands on what would change the numbers: the key of its
-file, and the recipe's."""
-DEEPSPEED_NUMBERS = {
-    "gradient_clipping": "train.max_grad_norm",
-    "gradient_accumulation_steps": "train.global_batch_size and train.pack_tokens",
-    "train_batch_size": "train.global_batch_size",
-    "train_micro_batch_size_per_gpu": "train.pack_tokens",
-    "bf16": "train.precision",
-    "fp16": "train.precision",
-    "torch_autocast": "train.precision",
-    "optimizer": "train.optimizer",
-    "scheduler": "train.scheduler",
-    "activation_checkpointing": "train.activation_checkpointing",
-    "amp": "train.precision",
-    "communication_data_type": "train.precision",
-    "zero_quantized_weights": "train.precision",
-    "zero_quantized_gradients": "train.precision",
-    "zero_force_ds_cpu_optimizer": "train.optimizer",
-    "prescale_gradients": "the loop's mean over pairs",
-    "gradient_predivide_factor": "the loop's mean over pairs",
-}
-"""The same in a DeepSpeed configuration file, at its top or under zero_optimization."""
-OFFLOAD = {
-    "offload_optimizer": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
-    "offload_param": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
-}
-"""Parts of DeepSpeed's configuration, and where `accelerate launch` hands their device on."""
-UNSET = ("", "none", "auto", "no")
 
 
 @dataclass(frozen=True)
@@ -91,7 +63,7 @@ def read_launch(recipe: Recipe) -> Launch:
     if not cuda:
         # Else DeepSpeed, where it is installed, looks for a GPU and says that there is none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    deepspeed, fsdp = _flag("ACCELERATE_USE_DEEPSPEED"), _flag("ACCELERATE_USE_FSDP")
+    deepspeed, fsdp = flag("ACCELERATE_USE_DEEPSPEED"), flag("ACCELERATE_USE_FSDP")
     batch = recipe.train.global_batch_size
     if batch % processes:
         below, above = batch // processes * processes, -(-batch // processes) * processes
@@ -100,7 +72,7 @@ def read_launch(recipe: Recipe) -> Launch:
             f"train.global_batch_size={batch} is not a multiple of {processes} processes. "
             f"Nearest: {nearest}."
         )
-    _check_file(recipe)
+    check_file(recipe)
     if fsdp and not cuda:
         raise MallowsPOError(
             "FSDP needs GPUs: without one accelerate leaves the model whole and its processes "
@@ -111,12 +83,12 @@ def read_launch(recipe: Recipe) -> Launch:
             "the accelerate file asks for FSDP version 1; this trainer takes version 2 "
             "(fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml)."
         )
-    stage = _zero_stage() if deepspeed else 0
+    stage = zero_stage() if deepspeed else 0
     if deepspeed:
         _need_deepspeed()
-        _check_deepspeed(recipe, stage)
+        check_deepspeed(recipe, stage)
     if fsdp and recipe.train.optimizer is Optimizer.adamw_8bit:
-        raise _no_8bit("FSDP")
+        raise no_8bit("FSDP")
     return Launch(processes, deepspeed, stage, fsdp, cuda)
 
 
@@ -169,7 +141,7 @@ def own_peak(precision: Precision) -> float | None:
 
 def _plugin(launch: Launch, recipe: Recipe) -> DeepSpeedPlugin:
     """DeepSpeed's configuration: the launcher's words on speed, the recipe's on numbers."""
-    given = _config_file()
+    given = config_file()
     zero = {
         "stage": launch.zero_stage,
         "overlap_comm": launch.cuda,
@@ -211,86 +183,6 @@ def _fsdp_plugin(bf16: bool) -> FullyShardedDataParallelPlugin:
     single, half = torch.float32, torch.bfloat16
     policy = {"param_dtype": half, "reduce_dtype": single, "output_dtype": single}
     return FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
-
-
-def _config_file() -> dict[str, Any]:
-    """The DeepSpeed configuration file that the accelerate file names, if it names one."""
-    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-    if path == "none":
-        return {}
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise MallowsPOError(
-            f"cannot read the DeepSpeed configuration {path}: {error}. It is named by the "
-            "accelerate file, and looked for from the working directory."
-        ) from error
-
-
-def _zero_stage() -> int:
-    zero = _config_file().get("zero_optimization", {})
-    return int(zero.get("stage", os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")))
-
-
-def _check_file(recipe: Recipe) -> None:
-    """Refuse a launcher's file that sets what the recipe sets."""
-    for variable, (key, ours) in NUMBERS.items():
-        value = os.environ.get(variable, "none")
-        default = ("1",) if variable.endswith("STEPS") else ()
-        if value.lower() not in (*UNSET, *default):
-            raise _twice("the accelerate file", key, value, ours)
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if precision not in (*UNSET, recipe.train.precision.value):
-        raise _twice("the accelerate file", "mixed_precision", precision, "train.precision")
-    if _flag("FSDP_ACTIVATION_CHECKPOINTING"):
-        key = "fsdp_activation_checkpointing"
-        raise _twice("the accelerate file", key, "true", "train.activation_checkpointing")
-    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in UNSET:
-        raise _twice("the accelerate file", "dynamo_config", "set", "train.compile")
-    config = _config_file()
-    for key, value in {**config, **config.get("zero_optimization", {})}.items():
-        default = key == "gradient_predivide_factor" and value == 1
-        if key in DEEPSPEED_NUMBERS and not default and _says_something(value):
-            raise _twice("the DeepSpeed configuration", key, value, DEEPSPEED_NUMBERS[key])
-
-
-def _says_something(value: object) -> bool:
-    """Whether a value of DeepSpeed's configuration says more than that others should decide."""
-    if isinstance(value, dict):
-        on = value.get("enabled", True) is True
-        return on and any(_says_something(inner) for inner in value.values())
-    return value not in ("auto", None) and value is not False
-
-
-def _twice(where: str, key: str, value: object, ours: str) -> MallowsPOError:
-    return MallowsPOError(
-        f"{where} sets {key} ({value}), which belongs to the recipe ({ours}). Take it out there."
-    )
-
-
-def _check_deepspeed(recipe: Recipe, stage: int) -> None:
-    if stage not in (2, 3):
-        raise MallowsPOError(
-            f"the launcher's file asks for ZeRO stage {stage}; this trainer takes 2 and 3. "
-            "Without sharding: recipes/accelerate/ddp.yaml."
-        )
-    zero = _config_file().get("zero_optimization", {})
-    devices = [os.environ.get(variable, "none") for variable in OFFLOAD.values()]
-    devices += [zero.get(part, {}).get("device", "none") for part in OFFLOAD]
-    if "nvme" in devices:
-        raise MallowsPOError(
-            "the launcher's file offloads to NVMe, from which this trainer cannot write "
-            "checkpoints. Take cpu (recipes/accelerate/zero3_offload.yaml)."
-        )
-    if recipe.train.optimizer is Optimizer.adamw_8bit:
-        raise _no_8bit("DeepSpeed")
-
-
-def _no_8bit(engine: str) -> MallowsPOError:
-    return MallowsPOError(
-        f"train.optimizer=adamw_8bit keeps its states in blocks, which {engine} cannot deal out. "
-        "Take train.optimizer=adamw, whose states are sharded."
-    )
 
 
 def _need_deepspeed() -> None:
@@ -335,7 +227,3 @@ def first_host(nodes: str) -> str:
         return nodes
     stem, numbers, rest = listed.groups()
     return stem if numbers is None else stem + re.split(r"[-,]", numbers)[0] + rest
-
-
-def _flag(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("true", "1", "yes")

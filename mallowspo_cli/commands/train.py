@@ -41,12 +41,13 @@ from mallowspo_cli.training.checkpoint import (
     load_checkpoint,
     whole_checkpoints,
 )
-from mallowspo_cli.training.engine import engine_of
-from mallowspo_cli.training.loop import Run, fit, total_steps
+from mallowspo_cli.training.loop import fit, total_steps
 from mallowspo_cli.training.metrics import MetricsFile
 from mallowspo_cli.training.optim import build_optimizer, check_optimizer
+from mallowspo_cli.training.run import Run
 from mallowspo_cli.training.run_directory import check_directory, claim, locked
 from mallowspo_cli.training.watch import STOPPED_FILE, Stop, Watch
+from mallowspo_cli.training.zero import engine_of
 
 DRY_RUN_ROWS = 200
 """Rows of each split that a dry run reads."""

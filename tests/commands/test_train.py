@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from mallowspo_cli.reference.store import write_shard
 from mallowspo_cli.training import loop
 from mallowspo_cli.training.checkpoint import checkpoint_weights
+from mallowspo_cli.training.run import Run
 from mallowspo_cli.training.telemetry import MEASURED
 from tests.commands.conftest import Command
 from tests.conftest import pair_rows
@@ -404,7 +405,7 @@ def test_a_signal_saves_the_run_and_resume_equals_uninterrupted(
     assert mallowspo("train", *tiny_words, "name=whole").code == 0
     honest = loop.optimizer_step
 
-    def signalled(run: loop.Run, *arguments: Any) -> Any:
+    def signalled(run: Run, *arguments: Any) -> Any:
         if arguments[-1] == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
         return honest(run, *arguments)

@@ -19,9 +19,10 @@ from mallowspo_cli.recipe.load import load_recipe
 from mallowspo_cli.scoring import PairScorer
 from mallowspo_cli.training.checkpoint import load_checkpoint, whole_checkpoints
 from mallowspo_cli.training.engine import Engine
-from mallowspo_cli.training.loop import Run, fit
+from mallowspo_cli.training.loop import fit
 from mallowspo_cli.training.metrics import MetricsFile
 from mallowspo_cli.training.optim import build_optimizer
+from mallowspo_cli.training.run import Run
 
 
 def main(directory: Path, words: list[str]) -> None:
