@@ -27,7 +27,7 @@ SRUN = (
     + """
 import subprocess
 nodes = range(int(os.environ["SLURM_NNODES"]))
-tasks = [subprocess.Popen(sys.argv[1:], env={**os.environ, "SLURM_NODEID": str(n)}) for n in nodes]
+tasks = [subprocess.Popen(sys.argv[3:], env={**os.environ, "SLURM_NODEID": str(n)}) for n in nodes]
 with open(os.environ["CALLS"] + ".tasks", "w") as file:
     file.write(" ".join(str(task.pid) for task in tasks))
 sys.exit(max(task.wait() for task in tasks))
@@ -139,7 +139,8 @@ def test_every_node_launches_its_share(tmp_path: Path) -> None:
     job = Job(tmp_path, SEVERAL)
     assert job.run("recipe=llama3_phi", "name=a name") == 0
     (srun,) = job.of("srun")
-    assert srun["words"][:2] == ["bash", "-c"]
+    # Where one node fails the others are not waited for.
+    assert srun["words"][:4] == ["--kill-on-bad-exit=1", "--wait=0", "bash", "-c"]
     launches = sorted(job.of("accelerate"), key=lambda call: call["environment"]["SLURM_NODEID"])
     assert len(launches) == 2
     for node, launch in enumerate(launches):

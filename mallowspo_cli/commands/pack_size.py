@@ -31,8 +31,10 @@ def pack_tokens_of(
     if train.pack_tokens is not None:
         return train.pack_tokens
     file = run_directory / "environment.json"
-    if file.is_file() and (before := json.loads(file.read_text()).get("pack_tokens")):
-        return before
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    # Over other processes the numbers are not the same to the bit, and the room is another.
+    if before.get("pack_tokens") and before.get("processes") == launch.processes:
+        return before["pack_tokens"]
     try:
         shape = ModelShape.of(scorer.model)
     except ModelError:

