@@ -1,6 +1,7 @@
 """The size of packs: the recipe's, the run's, the machine's, in this order."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,15 @@ def recipe(*words: str) -> Recipe:
 
 
 def test_the_recipes_own(scorer: PairScorer, pairs, tmp_path: Path) -> None:
-    (tmp_path / "environment.json").write_text(json.dumps({"pack_tokens": 512}))
+    (tmp_path / "environment.json").write_text(json.dumps({"pack_tokens": 512, "processes": 1}))
     assert pack_tokens_of(recipe("train.pack_tokens=300"), tmp_path, scorer, pairs, ALONE) == 300
 
 
 def test_a_resumed_run_goes_on_with_what_it_had(scorer: PairScorer, pairs, tmp_path: Path) -> None:
-    (tmp_path / "environment.json").write_text(json.dumps({"pack_tokens": 512}))
+    (tmp_path / "environment.json").write_text(json.dumps({"pack_tokens": 512, "processes": 1}))
     assert pack_tokens_of(recipe(), tmp_path, scorer, pairs, ALONE) == 512
+    # Over other processes there is other room.
+    assert pack_tokens_of(recipe(), tmp_path, scorer, pairs, replace(ALONE, processes=2)) != 512
 
 
 def test_what_the_machine_has_room_for(
