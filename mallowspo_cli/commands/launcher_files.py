@@ -64,6 +64,7 @@ def config_file() -> dict[str, Any]:
 
 
 def zero_stage() -> int:
+    """The ZeRO stage that the launcher asks for; a DeepSpeed file's wins over accelerate's."""
     zero = config_file().get("zero_optimization", {})
     return int(zero.get("stage", os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")))
 
@@ -105,6 +106,9 @@ def _twice(where: str, key: str, value: object, ours: str) -> MallowsPOError:
 
 
 def check_deepspeed(recipe: Recipe, stage: int) -> None:
+    """Refuse what DeepSpeed could do and this trainer cannot: other stages than 2 and 3, NVMe,
+    8-bit states.
+    """
     if stage not in (2, 3):
         raise MallowsPOError(
             f"the launcher's file asks for ZeRO stage {stage}; this trainer takes 2 and 3. "
@@ -123,6 +127,7 @@ def check_deepspeed(recipe: Recipe, stage: int) -> None:
 
 
 def no_8bit(engine: str) -> MallowsPOError:
+    """The error of `train.optimizer=adamw_8bit` under an engine that shards states."""
     return MallowsPOError(
         f"train.optimizer=adamw_8bit keeps its states in blocks, which {engine} cannot deal out. "
         "Take train.optimizer=adamw, whose states are sharded."
@@ -130,4 +135,5 @@ def no_8bit(engine: str) -> MallowsPOError:
 
 
 def flag(variable: str) -> bool:
+    """Whether a launcher's variable says yes; unset says no."""
     return os.environ.get(variable, "false").lower() in ("true", "1", "yes")

@@ -35,12 +35,7 @@ from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.build import out_of_memory
 from mallowspo_cli.scoring import PairScorer
-from mallowspo_cli.training.checkpoint import (
-    TrainState,
-    broadcast,
-    load_checkpoint,
-    whole_checkpoints,
-)
+from mallowspo_cli.training.checkpoint import TrainState, load_checkpoint, whole_checkpoints
 from mallowspo_cli.training.loop import fit, total_steps
 from mallowspo_cli.training.metrics import MetricsFile
 from mallowspo_cli.training.optim import build_optimizer, check_optimizer
@@ -113,7 +108,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool, launch: Launch) -
     engine = engine_of(accelerator, *accelerator.prepare(scorer, optimizer))
     del scorer, optimizer
     engine.check(launch.sharded)
-    pack_tokens = broadcast(engine, pack_tokens)
+    pack_tokens = engine.broadcast(pack_tokens)
     if is_main():
         about = {
             "reference_pass": counted(directory, known.counts),
@@ -217,7 +212,7 @@ def _job_end(recipe: Recipe) -> float | None:
 
 def _starting_state(run: Run, resume: bool) -> TrainState:
     # The main process's view, so that all go on from the same one.
-    checkpoints = broadcast(run.engine, whole_checkpoints(run.directory) if is_main() else None)
+    checkpoints = run.engine.broadcast(whole_checkpoints(run.directory) if is_main() else None)
     if not resume or not checkpoints:
         if resume and run.metrics.path.is_file():
             log.info("%s has no whole checkpoint; starting afresh", run.directory)

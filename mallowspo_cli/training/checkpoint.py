@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -295,11 +295,3 @@ def _set_random_states(engine: Engine, pieces: Pieces) -> None:
         torch.set_rng_state(pieces.read(RNG, f"cpu/{rank}"))
     if (RNG, f"cuda/{rank}") in pieces.shapes and torch.cuda.is_available():
         torch.cuda.set_rng_state(pieces.read(RNG, f"cuda/{rank}"))
-
-
-def broadcast(engine: Engine, value: Any) -> Any:
-    """The main process's value, in every process."""
-    values = [value]
-    if engine.accelerator.num_processes > 1:
-        broadcast_object_list(values)
-    return values[0]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
@@ -49,6 +50,13 @@ class Engine:
     def sharded(self) -> bool:
         """Whether no process holds whole weights."""
         return any(isinstance(p, DTensor) for p in self.trainable.values())
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        values = [value]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(values)
+        return values[0]
 
     def set_learning_rate(self, rate: float) -> None:
         """The learning rate of the next step."""

@@ -14,11 +14,7 @@ from mallowspo_cli.errors import RecipeError, TrainingError
 from mallowspo_cli.objectives.base import Objective
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.terms import Reference
-from mallowspo_cli.training.checkpoint import (
-    TrainState,
-    best_checkpoint,
-    broadcast,
-)
+from mallowspo_cli.training.checkpoint import TrainState, best_checkpoint
 from mallowspo_cli.training.optim import learning_rate
 from mallowspo_cli.training.run import Run
 from mallowspo_cli.training.telemetry import StepClock, gathered, record
@@ -73,7 +69,7 @@ def fit(run: Run, objective: Objective, reference: Reference | None, state: Trai
                 values = run.evaluate(objective, reference, state)
                 # The main process's view: saving needs all of them.
                 main = run.accelerator.is_main_process
-                best = broadcast(run.engine, _best(run, values, state) if main else None)
+                best = run.engine.broadcast(_best(run, values, state) if main else None)
             every = recipe.checkpoint.every
             if best or stop or _due(state.step, every) or (last and every):
                 run.save(state, best)

@@ -24,10 +24,7 @@ from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.fingerprint import compute_name
 from mallowspo_cli.reference.terms import Reference
 from mallowspo_cli.scoring import PairScorer
-from mallowspo_cli.training.checkpoint import (
-    TrainState,
-    save_checkpoint,
-)
+from mallowspo_cli.training.checkpoint import TrainState, save_checkpoint
 from mallowspo_cli.training.engine import Engine
 from mallowspo_cli.training.metrics import MetricsFile
 from mallowspo_cli.training.order import PairOrder
