@@ -229,20 +229,20 @@ def test_peak_memory_is_that_of_live_tensors(
     assert planned.peak - planned.optimizer - states == pytest.approx(measured - states, rel=0.07)
 
 
+LLAMA3_8B = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+"""The published dimensions."""
+
+
 @cache
 def llama3_8b() -> ModelShape:
-    return ModelShape.of(
-        build(
-            "Llama",
-            device="meta",
-            vocab_size=128256,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-        )
-    )
+    return ModelShape.of(build("Llama", device="meta", **LLAMA3_8B))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 from mallowspo_cli.plan.tables import count, duration, size
 from tests.commands.conftest import Command
 from tests.commands.test_bad_input import complaint
+from tests.test_plan import LLAMA3_8B
 
 RATE = "flops=1e11"
 """So that no test measures this machine."""
@@ -24,17 +25,8 @@ def found(mallowspo: Command, words: list[str]) -> dict[str, Any]:
 
 
 def llama3_8b() -> LlamaConfig:
-    """The published dimensions."""
-    return LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        tie_word_embeddings=False,
-        architectures=["LlamaForCausalLM"],
-    )
+    """As its config.json has it."""
+    return LlamaConfig(**LLAMA3_8B, tie_word_embeddings=False, architectures=["LlamaForCausalLM"])
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from mallowspo_cli.plan.shapes import ModelShape
 from mallowspo_cli.plan.steps import plan_steps
 from mallowspo_cli.recipe.choices import ActivationCheckpointing, Optimizer, Precision
 from mallowspo_cli.recipe.schema import LoraConfig
-from tests.test_plan import build, llama3_8b
+from tests.test_plan import LLAMA3_8B, build, llama3_8b
 
 NONE = ActivationCheckpointing.none
 BF16, FP32 = Precision.bf16, Precision.fp32
@@ -179,17 +179,9 @@ def test_one_process_has_nothing_to_hide() -> None:
 
 def test_adapters_are_dealt_out_and_reduced_but_frozen_weights_are_gathered_too() -> None:
     whole = shape_8b()
-    options: dict[str, Any] = {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    }
     with torch.device("meta"):
         shape = ModelShape.of(
-            add_lora(build("Llama", device="meta", **options), LoraConfig(rank=16), seed=0)
+            add_lora(build("Llama", device="meta", **LLAMA3_8B), LoraConfig(rank=16), seed=0)
         )
     # Rank 16 on all linear layers: 16 (in + out) of each.
     q_and_o, k_and_v, mlp = 2 * 2 * 4096, 2 * (4096 + 1024), 3 * (4096 + 14336)
