@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from mallowspo_cli.commands.prepare import Prepared
+from mallowspo_cli.commands.run_source import results_after
 from mallowspo_cli.distributed import log
 from mallowspo_cli.evaluation.generate import SequenceKL, sample_pairs, sequence_kl
 from mallowspo_cli.files import whole_directory, write_json, write_text
 from mallowspo_cli.models.load import TORCH_DTYPES, load_model
 from mallowspo_cli.models.trained import merge_adapters, trained_model
-from mallowspo_cli.objectives.base import objective_name
 from mallowspo_cli.recipe.choices import Quantization
 from mallowspo_cli.recipe.load import LoadedRecipe
 from mallowspo_cli.reference.build import out_of_memory
@@ -112,28 +112,16 @@ def _measured_kl(run: Run, prepared: Prepared, model: Any) -> SequenceKL:
 
 
 def _results(run: Run, kl: SequenceKL | None) -> dict[str, Any]:
-    directory, recipe = run.directory, run.recipe
     lines = read_metrics(run.metrics.path)
-    evaluations = [line for line in lines if "eval/loss" in line]
-    rates = [line["pairs_per_second"] for line in lines if "pairs_per_second" in line]
-    pairs_seen = run.total_steps * recipe.train.global_batch_size
-    pairs_per_second = len(rates) / sum(1 / rate for rate in rates)
+    known = results_after(run.recipe, lines, run.total_steps)
     return {
-        "name": recipe.name,
-        "objective": objective_name(recipe.objective),
-        "model_source": recipe.model.source,
-        "dataset_path": recipe.dataset.title,
-        "steps": run.total_steps,
+        **known,
         "processes": run.accelerator.num_processes,
-        "pairs_seen": pairs_seen,
-        "training_seconds": pairs_seen / pairs_per_second,
-        "pairs_per_second": pairs_per_second,
+        "training_seconds": known["pairs_seen"] / known["pairs_per_second"],
         "peak_memory_gib": max(memory_gib(), *(line.get("memory_gib", 0.0) for line in lines)),
-        "before": next((line for line in evaluations if line["step"] == 0), None),
-        "after": next((line for line in evaluations if line["step"] == run.total_steps), None),
         "kl": asdict(kl) if kl is not None else None,
-        "model": str(directory / "model"),
-        "report": str(directory / "report.html"),
+        "model": str(run.directory / "model"),
+        "report": str(run.directory / "report.html"),
     }
 
 

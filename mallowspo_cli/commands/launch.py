@@ -40,10 +40,15 @@ class Launch:
     """How this process was started."""
 
     processes: int
+    """Of the whole launch, over all machines."""
     deepspeed: bool
+    """Whether DeepSpeed trains."""
     zero_stage: int
+    """2 or 3 with DeepSpeed, else 0."""
     fsdp: bool
+    """Whether FSDP2 trains."""
     cuda: bool
+    """Whether there are GPUs."""
 
     @property
     def sharded(self) -> bool:

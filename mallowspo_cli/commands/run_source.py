@@ -1,6 +1,7 @@
 """What a run directory has to export: its final model, or a checkpoint."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from mallowspo_cli.errors import CheckpointError, RecipeError, first_line
 from mallowspo_cli.objectives.base import objective_name
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 from mallowspo_cli.recipe.schema import Recipe
-from mallowspo_cli.training.checkpoint import whole_checkpoints
+from mallowspo_cli.training.checkpoint import best_checkpoint, whole_checkpoints
 from mallowspo_cli.training.metrics import read_metrics
 
 
@@ -85,32 +86,40 @@ def _step(directory: Path, wanted: str, steps: list[int]) -> int:
             f"found checkpoint={wanted}, expected a step, best or last. Those that are there: "
             f"{', '.join(map(str, steps))}."
         )
-    file = directory / "checkpoints" / "best.json"
-    if not file.is_file():
+    best = best_checkpoint(directory)
+    if best is None:
         raise CheckpointError(
             f"{directory} names no best checkpoint (checkpoints/best.json): it was trained without "
             "checkpoint.best_by. Give a step, or checkpoint=last."
         )
-    return int(read_json(file)["step"])
+    return best["step"]
 
 
-def results_so_far(recipe: Recipe, source: Source) -> dict[str, Any]:
-    """What results.json would hold, had the run ended at its checkpoint."""
-    lines = [x for x in read_metrics(source.run / "metrics.jsonl") if x["step"] <= source.step]
-    evaluations = [line for line in lines if "eval/loss" in line]
-    rates = [line["pairs_per_second"] for line in lines if "pairs_per_second" in line]
+def results_after(recipe: Recipe, lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
+    """What the lines of metrics.jsonl up to `step` come to, as results.json has it.
+
+    pairs_per_second is NaN where no line of a step is there.
+    """
+    known = [line for line in lines if line["step"] <= step]
+    evaluations = [line for line in known if "eval/loss" in line]
+    rates = [line["pairs_per_second"] for line in known if "pairs_per_second" in line]
     return {
         "name": recipe.name,
         "objective": objective_name(recipe.objective),
         "model_source": recipe.model.source,
         "dataset_path": recipe.dataset.title,
-        "steps": source.step,
-        "pairs_seen": source.step * recipe.train.global_batch_size,
+        "steps": step,
+        "pairs_seen": step * recipe.train.global_batch_size,
         "pairs_per_second": len(rates) / sum(1 / r for r in rates) if rates else float("nan"),
         "before": next((line for line in evaluations if line["step"] == 0), None),
-        "after": next((line for line in evaluations if line["step"] == source.step), None),
-        "kl": None,
+        "after": next((line for line in evaluations if line["step"] == step), None),
     }
+
+
+def results_so_far(recipe: Recipe, source: Source) -> dict[str, Any]:
+    """What results.json would hold, had the run ended at its checkpoint."""
+    lines = read_metrics(source.run / "metrics.jsonl")
+    return {**results_after(recipe, lines, source.step), "kl": None}
 
 
 def read_json(path: Path) -> Any:

@@ -7,7 +7,6 @@ import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -22,8 +21,9 @@ from mallowspo_cli.commands.known import (
 )
 from mallowspo_cli.commands.launch import Launch, make_accelerator, own_peak, read_launch
 from mallowspo_cli.commands.pack_size import pack_tokens_of
-from mallowspo_cli.commands.prepare import prepare
+from mallowspo_cli.commands.prepare import Prepared, prepare
 from mallowspo_cli.commands.show import print_pair, print_results
+from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.distributed import is_main, log, rank, set_up_logging
 from mallowspo_cli.errors import LostProcessError, MallowsPOError, RecipeError, first_line
 from mallowspo_cli.evaluation.preference import METRICS
@@ -34,8 +34,10 @@ from mallowspo_cli.objectives.base import objective_name
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.build import out_of_memory
+from mallowspo_cli.reference.terms import Reference
 from mallowspo_cli.scoring import PairScorer
 from mallowspo_cli.training.checkpoint import TrainState, load_checkpoint, whole_checkpoints
+from mallowspo_cli.training.engine import Engine
 from mallowspo_cli.training.loop import fit, total_steps
 from mallowspo_cli.training.metrics import MetricsFile
 from mallowspo_cli.training.optim import build_optimizer, check_optimizer
@@ -97,18 +99,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool, launch: Launch) -
     pairs, reference = known.train_pairs, known.reference
     steps = total_steps(recipe, len(pairs))
     accelerator = make_accelerator(launch, recipe, directory, trackers)
-    set_seed(recipe.seed)
-    # Under ZeRO-3 transformers takes no device: it shards.
-    device = None if launch.deepspeed else accelerator.device
-    policy = load_policy(recipe.model, prepared.directory, recipe.train, recipe.seed, device)
-    scorer: Any = PairScorer(policy)
-    del policy
-    optimizer = build_optimizer(scorer, recipe.train)
-    pack_tokens = pack_tokens_of(recipe, directory, scorer, pairs, launch) if is_main() else None
-    engine = engine_of(accelerator, *accelerator.prepare(scorer, optimizer))
-    del scorer, optimizer
-    engine.check(launch.sharded)
-    pack_tokens = engine.broadcast(pack_tokens)
+    engine, pack_tokens = _engine(recipe, directory, prepared, pairs, launch, accelerator)
     if is_main():
         about = {
             "reference_pass": counted(directory, known.counts),
@@ -134,23 +125,7 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool, launch: Launch) -
         watch=Watch(recipe.train.hang_seconds, rank()),
     )
     with run.stop.listening(), run.watch.watching():
-        state = _starting_state(run, resume)
-        if state.step < steps:
-            log.info(
-                "training: steps %d to %d of %d pairs each, in %s",
-                *(state.step + 1, steps, recipe.train.global_batch_size, directory),
-            )
-        try:
-            fit(run, recipe.objective, reference, state)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise LostProcessError(
-                f"out of memory after step {state.step}. Lower train.pack_tokens (now "
-                f"{pack_tokens}), or set train.activation_checkpointing=full; where it was an "
-                f"evaluation, lower reference.pack_tokens (now {recipe.reference.pack_tokens}). "
-                "None of them changes the result. Then go on with --resume."
-            ) from error
+        _fit(run, reference, resume)
     with run.stop.listening():
         # Nothing is left to stop: what asks for it now finds a finished run.
         finish(run, loaded, prepared)
@@ -158,6 +133,50 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool, launch: Launch) -
         tracker.finish()
     del run, engine
     _part(accelerator)
+
+
+def _engine(
+    recipe: Recipe,
+    directory: Path,
+    prepared: Prepared,
+    pairs: TokenizedPairs,
+    launch: Launch,
+    accelerator: Accelerator,
+) -> tuple[Engine, int]:
+    """The policy and its optimizer as the launch's engine has them, and the tokens of a pack, which
+    are the main process's in all.
+    """
+    set_seed(recipe.seed)
+    # Under ZeRO-3 transformers takes no device: it shards.
+    device = None if launch.deepspeed else accelerator.device
+    policy = load_policy(recipe.model, prepared.directory, recipe.train, recipe.seed, device)
+    scorer = PairScorer(policy)
+    pack_tokens = pack_tokens_of(recipe, directory, scorer, pairs, launch) if is_main() else None
+    optimizer = build_optimizer(scorer, recipe.train)
+    engine = engine_of(accelerator, *accelerator.prepare(scorer, optimizer))
+    engine.check(launch.sharded)
+    return engine, engine.broadcast(pack_tokens)
+
+
+def _fit(run: Run, reference: Reference | None, resume: bool) -> None:
+    """Train to the end; what runs out of memory says which keys to lower."""
+    recipe, state = run.recipe, _starting_state(run, resume)
+    if state.step < run.total_steps:
+        log.info(
+            "training: steps %d to %d of %d pairs each, in %s",
+            *(state.step + 1, run.total_steps, recipe.train.global_batch_size, run.directory),
+        )
+    try:
+        fit(run, recipe.objective, reference, state)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise LostProcessError(
+            f"out of memory after step {state.step}. Lower train.pack_tokens (now "
+            f"{run.pack_tokens}), or set train.activation_checkpointing=full; where it was an "
+            f"evaluation, lower reference.pack_tokens (now {recipe.reference.pack_tokens}). "
+            "None of them changes the result. Then go on with --resume."
+        ) from error
 
 
 def _part(accelerator: Accelerator) -> None:

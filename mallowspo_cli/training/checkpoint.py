@@ -125,14 +125,19 @@ def save_checkpoint(
         sync(path.parent)
         if best is not None:
             write_json(path.parent / BEST, best)
-        for old in whole_checkpoints(run_directory)[:-keep]:
-            if kept is None or old != checkpoint_path(run_directory, kept["step"]):
-                # Under the name of what is half-written: a kill on the way leaves what the next
-                # one takes away.
-                shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
+        _prune(run_directory, keep, kept)
 
     _together(engine, finish)
     return path
+
+
+def _prune(run_directory: Path, keep: int, best: dict[str, Any] | None) -> None:
+    """Remove all but the newest `keep` and the best."""
+    for old in whole_checkpoints(run_directory)[:-keep]:
+        if best is None or old != checkpoint_path(run_directory, best["step"]):
+            # Under the name of what is half-written: a kill on the way leaves what the next
+            # checkpoint takes away.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
 
 
 def load_checkpoint(
