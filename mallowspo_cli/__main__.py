@@ -164,6 +164,69 @@ def preferences(words: Sequence[str]) -> None:
     _verb("eval_preferences").run(list(words))
 
 
+@evaluate.command()
+@click.argument("words", nargs=-1, metavar="model=RUN_OR_MODEL [judge=NAME] [KEY=VALUE ...]")
+@click.option("--dry-run", is_flag=True, help="Say what judging would take and cost; ask nothing.")
+def alpacaeval(words: Sequence[str], dry_run: bool) -> None:
+    """AlpacaEval 2: sample answers, have them judged, and score them with length control.
+
+    \b
+    Example:
+      mallowspo eval alpacaeval model=runs/llama3_phi
+      mallowspo eval alpacaeval model=runs/quickstart instructions=mine.json baseline=theirs.json
+      mallowspo eval alpacaeval stage=score annotations=annotations.json
+
+    Each stage goes on where it was stopped. Files as AlpacaEval's: model_outputs.json,
+    annotations.json, summary.json, and report.md with a picture.
+
+    \b
+    stage=STAGE         all (default), generate, judge or score
+    judge=NAME          annotator: ours (pairwise_choice, pairwise_ranking, dialogue), alpaca-eval's
+                        (default weighted_alpaca_eval_gpt4_turbo), or a YAML file
+    judge.KEY=VALUE     base_url, model, api_key_env, engine (endpoint or transformers), swap,
+                        concurrency, requests_per_minute, timeout, retries, max_failures, max_cost,
+                        price, ...: docs/evaluation.md explains each
+    generate.KEY=VALUE  engine (transformers or vllm), temperature, top_p, top_k, max_tokens,
+                        batch_size, samples, dtype, seed
+    baseline=FILE|RUN   whose answers to compare with (default: GPT-4's, from the hub)
+    instructions=FILE   others than AlpacaEval's own, or these as a local file
+    outputs=FILE        judge these answers (a model_outputs.json); nothing is sampled
+    annotations=FILE    score these judgements (JSON or .json.gz); no model, no network
+    gamed=FILE          AlpacaEval's df_gamed.csv, for length control without the hub
+    difficulty=FILE     its instruction_difficulty.csv
+    reference=MODEL     measures the prompts' dispersion (a run has its own)
+    eval.limit=N        N instructions, the same ones for every model
+    output_dir=DIR      default: RUN/evaluations/alpacaeval, or reports/alpacaeval-MODEL
+    model.KEY=VALUE     recipe keys of a bare model, such as model.chat_template=plain
+    """
+    _verb("eval_alpacaeval").run(list(words), dry_run=dry_run)
+
+
+@evaluate.command()
+@click.argument("words", nargs=-1, metavar="model=RUN_OR_MODEL dataset=NAME [KEY=VALUE ...]")
+@click.option("--dry-run", is_flag=True, help="Say what judging would take and cost; ask nothing.")
+def winrate(words: Sequence[str], dry_run: bool) -> None:
+    """Sample answers to held-out prompts of a dataset and have them judged against others.
+
+    \b
+    Example:
+      mallowspo eval winrate model=runs/hh_pythia_phi dataset=hh_rlhf temperatures=0.25,0.7,1
+      mallowspo eval winrate model=runs/quickstart against=smollm2_135m dataset=quickstart_pairs
+
+    The protocol of the HH, SHP and Stack Exchange experiments. Stages, judges and files are those
+    of `eval alpacaeval`.
+
+    \b
+    against=chosen      the data's preferred answers (default), or a run or model that answers too
+    temperatures=A,B    sample and judge at each; a table and a curve over them
+    dataset.KEY=VALUE   recipe keys of the dataset
+    eval.limit=N        prompts, the same ones for every model (default 256)
+    judge=NAME          annotator (default dialogue)
+    stage=, judge.KEY=, generate.KEY=, reference=, output_dir=, model.KEY=   as in `eval alpacaeval`
+    """
+    _verb("eval_winrate").run(list(words), dry_run=dry_run)
+
+
 @cli.group()
 def data() -> None:
     """Look at preference data before training on it.

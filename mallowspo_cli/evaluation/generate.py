@@ -59,7 +59,7 @@ def sample_pairs(
         pad_token_id=ends[0],
     )
     with (
-        _generation_config(model, sampling),
+        generation_config(model, sampling),
         torch.random.fork_rng(),
         progress("sampling", len(prompts), "prompts") as advance,
     ):
@@ -109,7 +109,15 @@ def sequence_kl(
 
 def stop_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a response, by the model's generation config, else its tokenizer."""
-    config = getattr(model, "generation_config", None)
+    return end_tokens(getattr(model, "generation_config", None), tokenizer)
+
+
+def end_tokens(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The same by a generation config.
+
+    Raises:
+        ModelError: neither names one.
+    """
     named = getattr(config, "eos_token_id", None)
     single: Any = tokenizer.eos_token_id if named is None else named
     ids = named if isinstance(named, list) else [single]
@@ -119,7 +127,7 @@ def stop_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 @contextmanager
-def _generation_config(model: nn.Module, config: GenerationConfig) -> Iterator[None]:
+def generation_config(model: nn.Module, config: GenerationConfig) -> Iterator[None]:
     """Sample by `config` alone.
 
     What a model's own configuration adds (a repetition penalty, say) would make the samples another

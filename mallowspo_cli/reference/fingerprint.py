@@ -67,10 +67,10 @@ def fingerprint(directory: Path, config: ModelConfig, precision: Precision) -> F
         adapter.append(directory / "adapter_config.json")
     vocabulary = [directory / name for name in VOCABULARY_FILES]
     return Fingerprint(
-        weights=_digest(weights),
-        adapter=_digest(adapter) if adapter else "none",
-        config=_digest([directory / "config.json"]),
-        tokenizer=_digest([path for path in vocabulary if path.is_file()]),
+        weights=files_digest(weights),
+        adapter=files_digest(adapter) if adapter else "none",
+        config=files_digest([directory / "config.json"]),
+        tokenizer=files_digest([path for path in vocabulary if path.is_file()]),
         compute=compute_name(config.dtype, precision, config.quantization),
         attention=resolve_attention(directory, config.attention),
         torch=torch.__version__.partition("+")[0],
@@ -87,7 +87,13 @@ def compute_name(
     return name if quantization is Quantization.none else f"{quantization.value} weights, {name}"
 
 
-def _digest(files: list[Path]) -> str:
+def weights_digest(directory: Path) -> str:
+    """Digest of a model directory's safetensors files and its configuration."""
+    return files_digest([*sorted(directory.glob("*.safetensors")), directory / "config.json"])
+
+
+def files_digest(files: list[Path]) -> str:
+    """Digest of the files' names and contents."""
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         # A hub blob is named by its sha256, so a file of many gigabytes need not be read.

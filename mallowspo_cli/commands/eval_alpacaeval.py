@@ -1,0 +1,193 @@
+"""`mallowspo eval alpacaeval`: AlpacaEval 2 in three stages, each of which can be stopped."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mallowspo_cli.commands.judged import (
+    OUTPUTS,
+    check_failures,
+    judge_stage,
+    judged_annotations,
+    made_by,
+    path_of,
+    score_stage,
+    stage_of,
+)
+from mallowspo_cli.commands.words import only_words, typed, whole_number
+from mallowspo_cli.distributed import set_up_logging
+from mallowspo_cli.errors import EvalError
+from mallowspo_cli.evaluation.alpacaeval import (
+    BASELINE,
+    DIFFICULTY_FILE,
+    GAMED_FILE,
+    hub_file,
+    joined,
+    not_comparable,
+    read_baseline,
+    read_inputs,
+)
+from mallowspo_cli.evaluation.difficulty import is_official
+from mallowspo_cli.evaluation.judging import Judged, JudgeOptions
+from mallowspo_cli.evaluation.outputs import Annotation, read_annotations, read_outputs
+from mallowspo_cli.evaluation.summary import LengthData
+from mallowspo_cli.evaluation.tasks import GenerateOptions
+
+NAME = "alpacaeval"
+NAMES = (
+    *("model", "reference", "judge", "baseline", "instructions", "outputs", "annotations"),
+    *("difficulty", "gamed", "output_dir", "stage", "eval.limit"),
+)
+GROUPS = {"generate": GenerateOptions, "judge": JudgeOptions}
+SOURCES = {
+    "all": ("model", "outputs"),
+    "generate": ("model",),
+    "judge": ("model", "outputs"),
+    "score": ("model", "annotations", "output_dir"),
+}
+"""For each stage the words of which one has to be there."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The command's words, checked."""
+
+    own: Mapping[str, str]
+    model_words: list[str]
+    stage: str
+    limit: int | None
+    instructions: Path | None
+    baseline: Path | None
+    outputs: Path | None
+    annotations: Path | None
+    generate: GenerateOptions
+    judge: JudgeOptions
+
+
+def run(words: Sequence[str], dry_run: bool) -> None:
+    """Generate, judge and score; see `mallowspo eval alpacaeval --help`."""
+    set_up_logging()
+    asked = _read(words)
+    directory = _directory(asked)
+    stages = ("generate", "judge", "score") if asked.stage == "all" else (asked.stage,)
+    if "generate" in stages and asked.outputs is None:
+        _generate(asked, directory)
+    judged = None
+    if "judge" in stages:
+        judged = _judge(asked, directory, dry_run)
+        if judged is None:
+            return
+    if "score" in stages:
+        _score(asked, directory)
+    if judged is not None:
+        check_failures(judged, asked.judge)
+
+
+def _read(words: Sequence[str]) -> _Asked:
+    own, rest = only_words(words, NAMES, GROUPS, through=("model.",))
+    if "judge" in own:
+        # Shorter, for what is nearly always named.
+        own["judge.annotator"] = own.pop("judge")
+    stage = stage_of(own)
+    if not any(name in own for name in SOURCES[stage]):
+        wanted = " or ".join(f"{name}=" for name in SOURCES[stage])
+        raise EvalError(
+            f"stage={stage} needs {wanted}. Example: mallowspo eval alpacaeval "
+            "model=runs/quickstart"
+        )
+    return _Asked(
+        own,
+        rest,
+        stage,
+        whole_number(own, "eval.limit", 1) if "eval.limit" in own else None,
+        path_of(own, "instructions"),
+        None if own.get("baseline") == BASELINE else path_of(own, "baseline"),
+        path_of(own, "outputs"),
+        path_of(own, "annotations"),
+        typed(GenerateOptions, "generate", own),
+        typed(JudgeOptions, "judge", own),
+    )
+
+
+def _directory(asked: _Asked) -> Path:
+    """Where the files go: output_dir=, beside the model, or reports/ by the generator's name."""
+    from mallowspo_cli.commands.subject import clean_name, find_model
+
+    own = asked.own
+    if "output_dir" in own:
+        return Path(own["output_dir"]).expanduser()
+    if "model" in own:
+        return find_model(own["model"], asked.model_words).directory(NAME)
+    if asked.annotations is not None:
+        generator = read_annotations(asked.annotations)[0].generator_2
+    else:
+        assert asked.outputs is not None
+        generator = read_outputs(asked.outputs)[0].generator
+    return Path("reports") / f"{NAME}-{clean_name(generator)}"
+
+
+def _generate(asked: _Asked, directory: Path) -> None:
+    from mallowspo_cli.commands.generate_stage import generate_outputs, measure_dispersion
+    from mallowspo_cli.commands.subject import find_model
+
+    subject = find_model(asked.own["model"], asked.model_words)
+    tasks = read_inputs(asked.instructions, asked.limit).tasks
+    generate_outputs(subject, tasks, asked.generate, directory)
+    reference = subject.reference(asked.own.get("reference"))
+    if reference is not None:
+        known = {row.instruction: row for row in read_baseline(asked.baseline, asked.instructions)}
+        answers = [(task, known[i].output) for task in tasks if (i := task.instruction) in known]
+        measure_dispersion(reference, answers, directory)
+
+
+def _judge(asked: _Asked, directory: Path, dry_run: bool) -> Judged | None:
+    file = asked.outputs or directory / OUTPUTS
+    if not file.is_file():
+        raise EvalError(f"{directory} holds no {OUTPUTS}. Sample answers first: stage=generate.")
+    outputs = read_outputs(file)
+    if asked.limit is not None or asked.instructions is not None:
+        wanted = {t.instruction for t in read_inputs(asked.instructions, asked.limit).tasks}
+        outputs = [row for row in outputs if row.instruction in wanted]
+        if not outputs:
+            raise EvalError(f"{file} answers none of the instructions. Sample: stage=generate.")
+    baseline = read_baseline(asked.baseline, asked.instructions)
+    pairs = joined(outputs, baseline, str(asked.own.get("baseline", "the baseline")))
+    return judge_stage(pairs, asked.judge, directory, dry_run)
+
+
+def _score(asked: _Asked, directory: Path) -> None:
+    if asked.annotations is not None:
+        rows, about = read_annotations(asked.annotations), {}
+    else:
+        rows, about = judged_annotations(directory), made_by(directory)
+    order = None
+    if asked.instructions is not None:
+        order = read_inputs(asked.instructions, None).order
+    notes = []
+    swapped = about.get("judge", {}).get("swap") == "both"
+    if reasons := not_comparable(rows, swapped):
+        notes.append(f"Not comparable with the AlpacaEval 2 leaderboard: {'; '.join(reasons)}.")
+    data = _length_data(asked, rows, order)
+    score_stage(rows, data, directory, {"evaluation": "AlpacaEval 2", **about}, notes)
+
+
+def _length_data(
+    asked: _Asked, rows: Sequence[Annotation], order: Sequence[str] | None
+) -> LengthData:
+    """The files of the fit: those named, else AlpacaEval's own for its own instructions."""
+    own: Mapping[str, Any] = asked.own
+    difficulty, gamed = path_of(own, "difficulty"), path_of(own, "gamed")
+    if difficulty is not None or gamed is not None:
+        return LengthData(gamed, difficulty, order)
+    if not is_official([row.instruction for row in rows]):
+        reason = (
+            "the instructions are not AlpacaEval's, and no difficulties of theirs were given "
+            "(gamed=FILE, difficulty=FILE)"
+        )
+        return LengthData(None, None, order, reason)
+    try:
+        files = hub_file(GAMED_FILE, "gamed"), hub_file(DIFFICULTY_FILE, "difficulty")
+    except EvalError as error:
+        return LengthData(None, None, order, str(error))
+    return LengthData(*files, order)

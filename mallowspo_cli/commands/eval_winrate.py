@@ -1,0 +1,210 @@
+"""`mallowspo eval winrate`: sampled answers to a dataset's prompts, judged against others."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mallowspo_cli.commands.generate_stage import generate_outputs, measure_dispersion
+from mallowspo_cli.commands.judged import (
+    OUTPUTS,
+    check_failures,
+    judge_stage,
+    judged_annotations,
+    made_by,
+    score_stage,
+    stage_of,
+)
+from mallowspo_cli.commands.subject import Evaluated, clean_name, find_model
+from mallowspo_cli.commands.words import only_words, typed, whole_number
+from mallowspo_cli.data.dataset import load_pairs
+from mallowspo_cli.data.pairs import Message, PreferencePair
+from mallowspo_cli.distributed import log, set_up_logging
+from mallowspo_cli.errors import EvalError
+from mallowspo_cli.evaluation.alpacaeval import LIMIT_SEED, joined
+from mallowspo_cli.evaluation.judging import Judged, JudgeOptions
+from mallowspo_cli.evaluation.outputs import Output, read_outputs
+from mallowspo_cli.evaluation.summary import LengthData
+from mallowspo_cli.evaluation.tasks import GenerateOptions, Task
+from mallowspo_cli.recipe.load import load_base
+from mallowspo_cli.recipe.schema import DatasetConfig
+from mallowspo_cli.report.temperatures import write_temperatures
+
+CHOSEN = "chosen"
+NAMES = (
+    *("model", "reference", "judge", "against", "dataset", "output_dir", "stage", "eval.limit"),
+    "temperatures",
+)
+GROUPS = {"generate": GenerateOptions, "judge": JudgeOptions}
+LIMIT = 256
+"""Prompts that are judged unless eval.limit says otherwise."""
+ANNOTATOR = "dialogue"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The command's words, checked."""
+
+    subject: Evaluated
+    against: Evaluated | None
+    """None: the data's chosen answers."""
+    dataset: DatasetConfig
+    reference: str | None
+    stage: str
+    limit: int
+    temperatures: list[float]
+    output_dir: str | None
+    generate: GenerateOptions
+    judge: JudgeOptions
+
+    @property
+    def directory(self) -> Path:
+        """Of the whole evaluation."""
+        if self.output_dir is not None:
+            return Path(self.output_dir).expanduser()
+        other = CHOSEN if self.against is None else self.against.name
+        title = clean_name(self.dataset.title)
+        return self.subject.directory(f"winrate-{title}-against-{clean_name(other)}")
+
+    def places(self) -> Iterator[tuple[float, Path]]:
+        """Each temperature with its directory."""
+        for temperature in self.temperatures:
+            inside = f"temperature-{temperature:g}" if len(self.temperatures) > 1 else ""
+            yield temperature, self.directory / inside
+
+
+def run(words: Sequence[str], dry_run: bool) -> None:
+    """Sample, judge and score; see `mallowspo eval winrate --help`."""
+    set_up_logging()
+    asked = _read(words)
+    stages = ("generate", "judge", "score") if asked.stage == "all" else (asked.stage,)
+    pairs = [] if stages == ("score",) else _prompts(asked)
+    judged: list[Judged] = []
+    summaries: dict[float, dict[str, Any]] = {}
+    for temperature, place in asked.places():
+        if "generate" in stages:
+            _generate(asked, pairs, temperature, place)
+        if "judge" in stages:
+            found = _judge(asked, pairs, place, dry_run)
+            if found is not None:
+                judged.append(found)
+        if "score" in stages and not dry_run:
+            summaries[temperature] = _score(asked, place, temperature)
+    if len(summaries) > 1:
+        write_temperatures(asked.directory, summaries)
+        log.info("all temperatures: %s", asked.directory / "report.md")
+    for found in judged:
+        check_failures(found, asked.judge)
+
+
+def _read(words: Sequence[str]) -> _Asked:
+    own, rest = only_words(words, NAMES, GROUPS, through=("dataset.", "model."))
+    own = {"judge.annotator": own.pop("judge", ANNOTATOR), **own}
+    for name in ("model", "dataset"):
+        if name not in own:
+            raise EvalError(
+                f"found no {name}=. Example: mallowspo eval winrate model=runs/quickstart "
+                "dataset=quickstart_pairs"
+            )
+    generate = typed(GenerateOptions, "generate", own)
+    against = own.get("against", CHOSEN)
+    data = [word for word in rest if word.startswith("dataset.")]
+    model = [word for word in rest if word.startswith("model.")]
+    # A recipe cannot be without a model; this one is not looked at.
+    fixed = ["model=tiny_random", "objective=dpo"]
+    dataset = load_base([*fixed, f"dataset={own['dataset']}", *data]).recipe.dataset
+    return _Asked(
+        find_model(own["model"], model),
+        None if against == CHOSEN else find_model(against),
+        dataset,
+        own.get("reference"),
+        stage_of(own),
+        whole_number(own, "eval.limit", LIMIT),
+        _temperatures(own, generate),
+        own.get("output_dir"),
+        generate,
+        typed(JudgeOptions, "judge", own),
+    )
+
+
+def _temperatures(own: Mapping[str, str], generate: GenerateOptions) -> list[float]:
+    if "temperatures" not in own:
+        return [generate.temperature]
+    if "generate.temperature" in own:
+        raise EvalError("generate.temperature and temperatures= exclude each other; leave one out.")
+    try:
+        found = [float(text) for text in own["temperatures"].split(",")]
+        # What is out of range is refused by the options themselves.
+        return [replace(generate, temperature=value).temperature for value in dict.fromkeys(found)]
+    except ValueError as error:
+        raise EvalError(
+            f"temperatures={own['temperatures']}: expected numbers, such as 0.25,0.7,1."
+        ) from error
+
+
+def _prompts(asked: _Asked) -> list[tuple[Task, PreferencePair]]:
+    """The held-out prompts to answer, each once, in the data's order."""
+    held_out = load_pairs(asked.dataset, "eval")
+    if not held_out:
+        raise EvalError(
+            f"{asked.dataset.title} has no held-out pairs. Name a split (dataset.eval_split=NAME), "
+            "or take some out (dataset.eval_size=100)."
+        )
+    found: dict[str, tuple[Task, PreferencePair]] = {}
+    for pair in held_out:
+        text = as_instruction(pair.prompt)
+        found.setdefault(text, (Task(text, pair.prompt, asked.dataset.title), pair))
+    every = list(found.values())
+    if len(every) <= asked.limit:
+        return every
+    drawn = np.random.default_rng(LIMIT_SEED).choice(len(every), size=asked.limit, replace=False)
+    return [every[i] for i in sorted(drawn.tolist())]
+
+
+def as_instruction(prompt: Sequence[Message]) -> str:
+    """A conversation as the judge reads it: a single turn as it is, more with their speakers."""
+    if len(prompt) == 1:
+        return prompt[0].content
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    turns = [f"{names.get(turn.role, turn.role)}: {turn.content}" for turn in prompt]
+    return "\n\n".join(turns)
+
+
+def _generate(
+    asked: _Asked, pairs: Sequence[tuple[Task, PreferencePair]], temperature: float, place: Path
+) -> None:
+    tasks, options = [task for task, _ in pairs], replace(asked.generate, temperature=temperature)
+    generate_outputs(asked.subject, tasks, options, place)
+    if asked.against is not None:
+        generate_outputs(asked.against, tasks, options, place / "against")
+    reference = asked.subject.reference(asked.reference)
+    if reference is not None:
+        answers = [(task, pair.chosen.content) for task, pair in pairs]
+        measure_dispersion(reference, answers, place)
+
+
+def _judge(
+    asked: _Asked, pairs: Sequence[tuple[Task, PreferencePair]], place: Path, dry_run: bool
+) -> Judged | None:
+    if not (place / OUTPUTS).is_file():
+        raise EvalError(f"{place} holds no {OUTPUTS}. Sample answers first: stage=generate.")
+    wanted = {task.instruction for task, _ in pairs}
+    outputs = [row for row in read_outputs(place / OUTPUTS) if row.instruction in wanted]
+    if asked.against is None:
+        others = [
+            Output(task.instruction, pair.chosen.content.strip(), CHOSEN, task.dataset)
+            for task, pair in pairs
+        ]
+    else:
+        others = read_outputs(place / "against" / OUTPUTS)
+    return judge_stage(joined(outputs, others, "against"), asked.judge, place, dry_run)
+
+
+def _score(asked: _Asked, place: Path, temperature: float) -> dict[str, Any]:
+    rows = judged_annotations(place)
+    reason = "the prompts of a dataset have no known difficulty"
+    about = {"evaluation": f"win rate on {asked.dataset.title}", "temperature": temperature}
+    data = LengthData(None, None, None, reason)
+    return score_stage(rows, data, place, {**about, **made_by(place)}, [])

@@ -1,0 +1,232 @@
+"""The stages that `eval alpacaeval` and `eval winrate` share."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mallowspo_cli.distributed import log
+from mallowspo_cli.errors import EvalError
+from mallowspo_cli.evaluation.annotators import Annotator, find_annotator
+from mallowspo_cli.evaluation.journal import Journal
+from mallowspo_cli.evaluation.judging import (
+    Endpoint,
+    Estimate,
+    Judge,
+    Judged,
+    JudgeOptions,
+    Pair,
+    answered,
+    estimate,
+    judge_pairs,
+    settings,
+)
+from mallowspo_cli.evaluation.outputs import Annotation, Output, read_annotations, read_object
+from mallowspo_cli.evaluation.summary import LengthData, summarise
+from mallowspo_cli.files import make_directory, write_json
+from mallowspo_cli.report.win_rates import print_summary, write_win_rates
+
+STAGES = ("all", "generate", "judge", "score")
+OUTPUTS, GENERATION = "model_outputs.json", "generation.json"
+JUDGEMENTS, JUDGE = "judgements.jsonl", "judge.json"
+ANNOTATIONS, SUMMARY = "annotations.json", "summary.json"
+
+
+def stage_of(own: Mapping[str, str]) -> str:
+    """The word `stage=`.
+
+    Raises:
+        EvalError: no stage.
+    """
+    stage = own.get("stage", "all")
+    if stage not in STAGES:
+        raise EvalError(f"stage={stage} is none of {', '.join(STAGES)}.")
+    return stage
+
+
+def path_of(own: Mapping[str, str], name: str) -> Path | None:
+    """A word that names a file or directory.
+
+    Raises:
+        EvalError: it is not there.
+    """
+    if name not in own:
+        return None
+    path = Path(own[name]).expanduser()
+    if not path.exists():
+        raise EvalError(f"{name}={own[name]}: there is no such file.")
+    return path
+
+
+def judge_stage(
+    pairs: Sequence[tuple[Output, Output]],
+    options: JudgeOptions,
+    directory: Path,
+    dry_run: bool,
+) -> Judged | None:
+    """Judge (baseline's, model's) answers; writes annotations.json and judge.json.
+
+    With `dry_run` it only says what that would take, and returns None.
+
+    Raises:
+        EvalError: the judge cannot be asked; what it has answered stays.
+    """
+    annotator = find_annotator(options.annotator)
+    asked = [
+        Pair(
+            theirs.instruction,
+            theirs.output,
+            theirs.generator,
+            ours.output,
+            ours.generator,
+            ours.dataset or theirs.dataset,
+        )
+        for theirs, ours in pairs
+    ]
+    judge = None if dry_run else _judge(annotator, options)
+    name = options.model or annotator.model or "a judge"
+    make_directory(directory, "the evaluation")
+    with Journal(directory / JUDGEMENTS, settings(annotator, name, options)) as journal:
+        needed = estimate(asked, annotator, options, answered(journal.lines))
+        log.info("%s", _told(needed, name, options))
+        if judge is None:
+            return None
+        found = judge_pairs(asked, annotator, judge, options, journal)
+    rows = [row.as_dict() for row in found.annotations]
+    write_json(directory / ANNOTATIONS, rows)
+    write_json(
+        directory / JUDGE,
+        {
+            "annotator": found.annotations[0].annotator,
+            "source": annotator.source,
+            "model": name,
+            "swap": options.swap,
+            "pairs": len(rows),
+            "failed_share": found.failed_share,
+            "order_agreement": found.order_agreement,
+            "first_shown_wins": found.first_shown_wins,
+            "broken_spellings": found.broken_spellings,
+            "input_tokens": found.input_tokens,
+            "output_tokens": found.output_tokens,
+            "cost": found.cost,
+            "failures": [asdict(failure) for failure in found.failures],
+        },
+    )
+    return found
+
+
+def check_failures(found: Judged, options: JudgeOptions) -> None:
+    """Let the command fail where too many judgements did; all that there is has been written.
+
+    Raises:
+        EvalError: their share is above judge.max_failures.
+    """
+    if found.failed_share <= options.max_failures:
+        return
+    failure = found.failures[0]
+    raise EvalError(
+        f"{100 * found.failed_share:.1f} % of {len(found.annotations)} judgements failed, more "
+        f"than judge.max_failures={options.max_failures:g} (one of them: {failure.reason}). The "
+        "figures leave them out, so they may be biased. The same command asks them again."
+    )
+
+
+def score_stage(
+    annotations: Sequence[Annotation],
+    data: LengthData,
+    directory: Path,
+    about: Mapping[str, Any],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Write and print summary.json, report.md and the picture; returns the summary.
+
+    Args:
+        about: further entries of the summary.
+        notes: lines for the head of the report.
+    """
+    summary = {**summarise(annotations, data), **about}
+    summary["notes"] = [*notes, *summary["notes"]]
+    make_directory(directory, "the evaluation")
+    write_json(directory / SUMMARY, summary)
+    write_win_rates(directory, summary)
+    print_summary(summary, directory)
+    return summary
+
+
+def judged_annotations(directory: Path) -> list[Annotation]:
+    """The annotations of an evaluation's judge stage.
+
+    Raises:
+        EvalError: it has not been run.
+    """
+    file = directory / ANNOTATIONS
+    if not file.is_file():
+        raise EvalError(f"{directory} holds no {ANNOTATIONS}. Judge first: stage=judge.")
+    return read_annotations(file)
+
+
+def made_by(directory: Path) -> dict[str, Any]:
+    """What the stages before say of themselves, as `generation` and `judge`, where they ran."""
+    found = {}
+    for name, file in (("generation", GENERATION), ("judge", JUDGE)):
+        if (directory / file).is_file():
+            found[name] = read_object(directory / file)
+    return found
+
+
+def _judge(annotator: Annotator, options: JudgeOptions) -> Judge:
+    """What will be asked; the key is read here and goes nowhere else.
+
+    Raises:
+        EvalError: no key, no model, or a package that is missing.
+    """
+    if options.engine == "transformers":
+        return _local_judge(annotator, options)
+    key, variable = None, options.key_variable
+    if variable is not None:
+        key = os.environ.get(variable)
+        if not key:
+            raise EvalError(
+                f"the judge at {options.base_url} needs a key, and {variable} is not set. Set it, "
+                "name another variable (judge.api_key_env=NAME), or another judge "
+                "(judge.base_url=http://127.0.0.1:8000/v1, judge.engine=transformers)."
+            )
+    return Endpoint(annotator, options, key)
+
+
+def _local_judge(annotator: Annotator, options: JudgeOptions) -> Judge:
+    # Heavy, and a server's client has no need of them.
+    from mallowspo_cli.commands.prepare import default_device
+    from mallowspo_cli.commands.subject import bare_model
+    from mallowspo_cli.evaluation.local_judge import LocalJudge
+    from mallowspo_cli.models.load import (
+        TORCH_DTYPES,
+        load_model,
+        load_tokenizer,
+        model_directory,
+    )
+
+    name = options.model or annotator.model
+    if name is None:
+        raise EvalError(f"the annotator {annotator.name} names no judge. Add judge.model=NAME.")
+    config = bare_model(name)
+    place = model_directory(config)
+    tokenizer = load_tokenizer(place, config.chat_template)
+    model = load_model(place, TORCH_DTYPES[config.dtype], "sdpa").to(default_device())
+    return LocalJudge(name, model, tokenizer, annotator, options.batch_size)
+
+
+def _told(needed: Estimate, name: str, options: JudgeOptions) -> str:
+    """What judging will take, in a line."""
+    if needed.requests == 0:
+        return f"judging: all answers of {name} are there"
+    cost = "price unknown" if needed.cost is None else f"{needed.cost:.2f} US dollars at most"
+    if options.local:
+        cost = "no cost"
+    seconds = needed.seconds
+    time = "" if seconds is None else f", some {max(1, round(seconds / 60))} min"
+    return (
+        f"judging: {needed.requests:,} questions to {name}, about {needed.input_tokens:,} tokens "
+        f"in, at most {needed.output_tokens:,} out, {cost}{time}"
+    )
