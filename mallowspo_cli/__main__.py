@@ -158,7 +158,8 @@ def preferences(words: Sequence[str]) -> None:
 
     \b
     eval.limit=N      evaluate on the first N held-out pairs
-    eval.output=FILE  write the numbers as JSON (for a run: runs/NAME/evaluations/ as well)
+    eval.output=FILE  write the numbers as JSON, single pairs as .parquet beside it (for a run:
+                      runs/NAME/evaluations/ as well)
     KEY=VALUE         any other recipe key; for a run, its own dataset, objective and scale stay
     """
     _verb("eval_preferences").run(list(words))
@@ -183,11 +184,10 @@ def alpacaeval(words: Sequence[str], dry_run: bool) -> None:
     stage=STAGE         all (default), generate, judge or score
     judge=NAME          annotator: ours (pairwise_choice, pairwise_ranking, dialogue), alpaca-eval's
                         (default weighted_alpaca_eval_gpt4_turbo), or a YAML file
-    judge.KEY=VALUE     base_url, model, api_key_env, engine (endpoint or transformers), swap,
-                        concurrency, requests_per_minute, timeout, retries, max_failures, max_cost,
-                        price, ...: docs/evaluation.md explains each
-    generate.KEY=VALUE  engine (transformers or vllm), temperature, top_p, top_k, max_tokens,
-                        batch_size, samples, dtype, seed
+    judge.KEY=VALUE     base_url, model, api_key_env, engine, swap, max_cost, ...; `mallowspo
+                        recipes keys judge` explains all
+    generate.KEY=VALUE  temperature, top_p, max_tokens, batch_size, seed, ...; `mallowspo recipes
+                        keys generate` explains all
     baseline=FILE|RUN   whose answers to compare with (default: GPT-4's, from the hub)
     instructions=FILE   others than AlpacaEval's own, or these as a local file
     outputs=FILE        judge these answers (a model_outputs.json); nothing is sampled
@@ -225,6 +225,95 @@ def winrate(words: Sequence[str], dry_run: bool) -> None:
     stage=, judge.KEY=, generate.KEY=, reference=, output_dir=, model.KEY=   as in `eval alpacaeval`
     """
     _verb("eval_winrate").run(list(words), dry_run=dry_run)
+
+
+@evaluate.command()
+@click.argument("words", nargs=-1, metavar="A B [C ...] [KEY=VALUE ...]")
+def compare(words: Sequence[str]) -> None:
+    """Which of several models is better, and how sure that is: paired intervals and tests.
+
+    \b
+    Example:
+      mallowspo eval compare runs/dpo runs/phi
+      mallowspo eval compare 'runs/dpo/seed*' 'runs/phi/seed*' to=reports/phi_against_dpo
+
+    A, B, C are each a run, an evaluation's directory, an annotations.json, a preferences_*.parquet,
+    or a pattern in quotes that stands for the seeds of one configuration. Win rates (plain,
+    length-controlled, discrete) and preference accuracy are compared on the prompts that both
+    sides share: bootstrap interval and p, sign test, Holm's correction, by dispersion tercile; and
+    the judges with one another. Writes comparison.json, report.md and comparison.png; no model is
+    loaded.
+
+    \b
+    to=DIR             where to write (default: reports/compare-A-B)
+    seed=N             of the resamples (default 0)
+    bootstrap=N        resamples of the prompts (default 2000)
+    bootstrap_lc=N     resamples that refit the length-controlled win rates (default 300)
+    gamed=FILE         AlpacaEval's df_gamed.csv: its full length control, not the minimal one
+    difficulty=FILE    its instruction_difficulty.csv (default: the difficulties in gamed=)
+    instructions=FILE  the instructions in the order of those files, where they are not AlpacaEval's
+    """
+    _verb("eval_compare").run(list(words))
+
+
+@evaluate.command()
+@click.argument("words", nargs=-1, metavar="model=RUN_OR_MODEL [from=DIR] [KEY=VALUE ...]")
+def generations(words: Sequence[str]) -> None:
+    """Diversity of sampled answers: distinct-n, repetition, self-BLEU, by dispersion tercile too.
+
+    \b
+    Example:
+      mallowspo eval generations from=runs/quickstart/evaluations/alpacaeval
+      mallowspo eval generations model=runs/quickstart dataset=quickstart_pairs eval.limit=20
+
+    Reads the generations of `eval alpacaeval` or `eval winrate`; with instructions= or dataset= it
+    samples first, four answers to each prompt. Writes generations_report.md, diversity.json and
+    diversity.png beside the generations.
+
+    \b
+    from=DIR            an evaluation's directory (default: the model's only one)
+    instructions=FILE   sample answers to these (JSON or JSONL with a column instruction)
+    dataset=NAME        sample answers to its held-out prompts; dataset.KEY=VALUE as in a recipe
+    reference=MODEL     whose entropies make the terciles of dataset= (default: the run's own)
+    eval.limit=N        most prompts (default: 256 of a data set, all of a file)
+    output_dir=DIR      where sampled answers go (default: RUN/evaluations/ or reports/)
+    generate.KEY=VALUE  samples (4), temperature, max_tokens, ...: `mallowspo recipes keys generate`
+    model.KEY=VALUE     for a bare model, such as model.chat_template=plain
+    """
+    _verb("eval_generations").run(list(words))
+
+
+@evaluate.command()
+@click.argument("words", nargs=-1, metavar="model=RUN_OR_MODEL [reference=MODEL] [KEY=VALUE ...]")
+def sentiment(words: Sequence[str]) -> None:
+    """Controlled sentiment on film reviews: a classifier's reward, and the KL to the reference.
+
+    \b
+    Example:
+      mallowspo eval sentiment model=runs/imdb_gpt2_dpo
+      mallowspo eval sentiment model=./a-model reference=gpt2_large model.chat_template=plain
+      mallowspo eval sentiment model=runs/imdb_gpt2_dpo dataset=imdb \\
+        classifier=siebert/sentiment-roberta-large-english
+
+    Samples continuations of review beginnings and scores them with a stated classifier. The default
+    one is fitted once on 20,000 IMDB reviews (a 13 MB package), its accuracy measured on the rest
+    and reported. Writes sentiment.json, samples.jsonl, report.md and rewards.png.
+
+    \b
+    reference=MODEL        for the KL (default: the model that a run began from)
+    reference_reward=true  sample from the reference too, and report the gain
+    prompts=FILE           beginnings: .txt, or JSON(L) with a column prompt (default: reviews)
+    prompt_words=N         words of a review's beginning (default: 5)
+    dataset=NAME           beginnings are a data set's held-out prompts, such as dataset=imdb
+    classifier=NAME        tfidf (default), or a directory or hub id of a sequence classifier
+    positive=LABEL         its positive label, where no label's name begins with "pos"
+    reviews=FILE           labelled reviews (CSV or JSON(L): text, label) in the package's place
+    eval.limit=N           beginnings (default: 64)
+    output_dir=DIR         default: RUN/evaluations/sentiment, or reports/sentiment-MODEL
+    generate.KEY=VALUE     max_tokens (48), samples (2), temperature (1: the KL needs it), ...
+    model.KEY=VALUE        for a bare model, such as model.chat_template=plain
+    """
+    _verb("eval_sentiment").run(list(words))
 
 
 @cli.group()
@@ -480,7 +569,7 @@ def path(file: str) -> None:
 @recipes.command()
 @click.argument("prefix", default="")
 def keys(prefix: str) -> None:
-    """Explain every recipe key, or those under PREFIX, with its default.
+    """Explain every recipe key, or those under PREFIX, with its default; also judge. and generate.
 
     \b
     Example:

@@ -19,7 +19,7 @@ from mallowspo_cli.commands.show import print_preferences
 from mallowspo_cli.commands.words import own_words, whole_number
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError, RecipeError
-from mallowspo_cli.evaluation.preference import evaluate_preferences
+from mallowspo_cli.evaluation.preference import ScoredPairs, score_pairs
 from mallowspo_cli.files import make_directory, write_json
 from mallowspo_cli.models.load import TORCH_DTYPES, load_model, model_directory
 from mallowspo_cli.objectives.base import PairScores, objective_name
@@ -66,15 +66,19 @@ def run(words: list[str]) -> None:
             "(dataset.eval_split=NAME), or take some out (dataset.eval_size=100)."
         )
     places = _outputs(subject, own.get("eval.output"))
-    results = {"overrides": overrides, "limit": limit, **evaluate(subject, prepared, limit)}
+    found, scored = evaluate(subject, prepared, limit)
+    results = {"overrides": overrides, "limit": limit, **found}
     print_preferences(results)
     for place in places:
+        scored.write(_table(place))
         write_json(place, results)
         log.info("wrote %s", place)
 
 
-def evaluate(subject: Subject, prepared: Prepared, limit: int | None) -> dict[str, object]:
-    """Score the held-out pairs of `prepared`; returns the report as plain values."""
+def evaluate(
+    subject: Subject, prepared: Prepared, limit: int | None
+) -> tuple[dict[str, object], ScoredPairs]:
+    """Score the held-out pairs of `prepared`; returns the report as plain values, and the pairs."""
     recipe, device = subject.recipe, default_device()
     assert prepared.held_out is not None
     pairs = prepared.held_out[:limit]
@@ -86,7 +90,7 @@ def evaluate(subject: Subject, prepared: Prepared, limit: int | None) -> dict[st
     )
     policy = PairScorer(model)
     score = _in_precision(policy.to(device).eval(), recipe.train.precision, device)
-    report = evaluate_preferences(
+    scored = score_pairs(
         score,
         pairs,
         recipe.objective,
@@ -95,14 +99,15 @@ def evaluate(subject: Subject, prepared: Prepared, limit: int | None) -> dict[st
         device,
         policy.layout,
     )
-    return {
+    results = {
         "model": str(subject.run or subject.policy.source),
         "reference": recipe.model.source if reference is not None else None,
         "dataset": recipe.dataset.title,
         "objective": objective_name(recipe.objective),
         "dispersion_scale": reference.scale if reference is not None else None,
-        **report.as_dict(),
+        **scored.summary().as_dict(),
     }
+    return results, scored
 
 
 def _subject(model: str, reference: str | None, overrides: list[str]) -> Subject:
@@ -197,9 +202,19 @@ def _outputs(subject: Subject, named: str | None) -> list[Path]:
     if named is not None:
         if Path(named).is_dir():
             raise EvalError(f"eval.output={named} is a directory; expected a file's name.")
+        if Path(named).suffix == ".parquet":
+            raise EvalError(
+                f"eval.output={named}: the numbers are JSON, and the table of pairs is written "
+                "beside them. Name a .json."
+            )
         make_directory(Path(named).parent, "the evaluation")
         places.append(Path(named))
     return places
+
+
+def _table(place: Path) -> Path:
+    """Where the values of single pairs go: beside the numbers, for `mallowspo eval compare`."""
+    return place.with_name(f"{place.name.removesuffix('.json')}.parquet")
 
 
 def _in_precision(

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mallowspo_cli.commands.generate_stage import generate_outputs, measure_dispersion
 from mallowspo_cli.commands.judged import (
     OUTPUTS,
@@ -17,18 +15,17 @@ from mallowspo_cli.commands.judged import (
     score_stage,
     stage_of,
 )
+from mallowspo_cli.commands.prompt_sources import chosen_dataset, held_out_prompts
 from mallowspo_cli.commands.subject import Evaluated, clean_name, find_model
 from mallowspo_cli.commands.words import only_words, typed, whole_number
-from mallowspo_cli.data.dataset import load_pairs
-from mallowspo_cli.data.pairs import Message, PreferencePair
+from mallowspo_cli.data.pairs import PreferencePair
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError
-from mallowspo_cli.evaluation.alpacaeval import LIMIT_SEED, joined
+from mallowspo_cli.evaluation.alpacaeval import joined
 from mallowspo_cli.evaluation.judging import Judged, JudgeOptions
 from mallowspo_cli.evaluation.outputs import Output, read_outputs
 from mallowspo_cli.evaluation.summary import LengthData
 from mallowspo_cli.evaluation.tasks import GenerateOptions, Task
-from mallowspo_cli.recipe.load import load_base
 from mallowspo_cli.recipe.schema import DatasetConfig
 from mallowspo_cli.report.temperatures import write_temperatures
 
@@ -80,7 +77,7 @@ def run(words: Sequence[str], dry_run: bool) -> None:
     set_up_logging()
     asked = _read(words)
     stages = ("generate", "judge", "score") if asked.stage == "all" else (asked.stage,)
-    pairs = [] if stages == ("score",) else _prompts(asked)
+    pairs = [] if stages == ("score",) else held_out_prompts(asked.dataset, asked.limit)
     judged: list[Judged] = []
     summaries: dict[float, dict[str, Any]] = {}
     for temperature, place in asked.places():
@@ -112,9 +109,7 @@ def _read(words: Sequence[str]) -> _Asked:
     against = own.get("against", CHOSEN)
     data = [word for word in rest if word.startswith("dataset.")]
     model = [word for word in rest if word.startswith("model.")]
-    # A recipe cannot be without a model; this one is not looked at.
-    fixed = ["model=tiny_random", "objective=dpo"]
-    dataset = load_base([*fixed, f"dataset={own['dataset']}", *data]).recipe.dataset
+    dataset = chosen_dataset([f"dataset={own['dataset']}", *data])
     return _Asked(
         find_model(own["model"], model),
         None if against == CHOSEN else find_model(against),
@@ -142,34 +137,6 @@ def _temperatures(own: Mapping[str, str], generate: GenerateOptions) -> list[flo
         raise EvalError(
             f"temperatures={own['temperatures']}: expected numbers, such as 0.25,0.7,1."
         ) from error
-
-
-def _prompts(asked: _Asked) -> list[tuple[Task, PreferencePair]]:
-    """The held-out prompts to answer, each once, in the data's order."""
-    held_out = load_pairs(asked.dataset, "eval")
-    if not held_out:
-        raise EvalError(
-            f"{asked.dataset.title} has no held-out pairs. Name a split (dataset.eval_split=NAME), "
-            "or take some out (dataset.eval_size=100)."
-        )
-    found: dict[str, tuple[Task, PreferencePair]] = {}
-    for pair in held_out:
-        text = as_instruction(pair.prompt)
-        found.setdefault(text, (Task(text, pair.prompt, asked.dataset.title), pair))
-    every = list(found.values())
-    if len(every) <= asked.limit:
-        return every
-    drawn = np.random.default_rng(LIMIT_SEED).choice(len(every), size=asked.limit, replace=False)
-    return [every[i] for i in sorted(drawn.tolist())]
-
-
-def as_instruction(prompt: Sequence[Message]) -> str:
-    """A conversation as the judge reads it: a single turn as it is, more with their speakers."""
-    if len(prompt) == 1:
-        return prompt[0].content
-    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    turns = [f"{names.get(turn.role, turn.role)}: {turn.content}" for turn in prompt]
-    return "\n\n".join(turns)
 
 
 def _generate(

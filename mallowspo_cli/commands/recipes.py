@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mallowspo_cli.errors import RecipeError
+from mallowspo_cli.evaluation.judge_options import JudgeOptions
+from mallowspo_cli.evaluation.tasks import GenerateOptions
 from mallowspo_cli.objectives.base import registered
 from mallowspo_cli.recipe.find import (
     GROUPS,
@@ -15,7 +17,7 @@ from mallowspo_cli.recipe.find import (
     recipe_directories,
     recipe_files,
 )
-from mallowspo_cli.recipe.keys import explained_keys
+from mallowspo_cli.recipe.keys import explained_fields, explained_keys
 from mallowspo_cli.recipe.load import load_recipe
 
 
@@ -57,9 +59,13 @@ def path(file: str) -> None:
 
 def keys(prefix: str) -> None:
     """Print each key under `prefix` with its default and its meaning."""
-    rows = [row for row in explained_keys() if row[0].startswith(prefix)]
+    # An evaluation's own keys are not a recipe's, and are told when they are asked for.
+    nodes = {"generate": GenerateOptions, "judge": JudgeOptions}
+    own = [row for node, cls in nodes.items() for row in explained_fields(cls, f"{node}.")]
+    every = list(explained_keys()) + (own if prefix else [])
+    rows = [row for row in every if row[0].startswith(prefix)]
     if not rows:
-        names = [row[0] for row in explained_keys()]
+        names = [row[0] for row in every]
         raise RecipeError(f"no key begins with '{prefix}'.{nearest(prefix, names)}")
     table = Table(box=None, pad_edge=False)
     for heading in ("key", "default", "meaning"):

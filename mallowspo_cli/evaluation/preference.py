@@ -3,15 +3,19 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from mallowspo_cli import dispersion
 from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.distributed import progress
-from mallowspo_cli.evaluation.statistics import bootstrap_interval
+from mallowspo_cli.evaluation.statistics import TERCILES, bootstrap_interval
+from mallowspo_cli.files import whole_file
 from mallowspo_cli.objectives.base import Objective, PairScores
 from mallowspo_cli.packing.layout import Layout, PairBatch, collate
 from mallowspo_cli.packing.packer import lengths_of, pack
@@ -31,7 +35,6 @@ FIELDS = {
 }
 """Names of a report's fields in metrics.jsonl, without `eval/` in front."""
 METRICS = tuple(f"eval/{name}" for name in FIELDS)
-TERCILES = ("low_dispersion", "middle_dispersion", "high_dispersion")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,43 @@ class PreferenceReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class ScoredPairs:
+    """What N held-out pairs got, in their order."""
+
+    pair_ids: list[str]
+    prompts: list[str]
+    """Key of each pair's prompt."""
+    columns: dict[str, Tensor]
+    """(N,) float64 each: loss, rewards, log-probs (nats) and displacement."""
+    weights: Tensor | None
+    """(N,) estimated w, whatever the dispersion mode; None without a reference."""
+
+    @property
+    def margins(self) -> Tensor:
+        """(N,) chosen minus rejected reward."""
+        return self.columns["chosen_reward"] - self.columns["rejected_reward"]
+
+    def summary(self) -> PreferenceReport:
+        """The means over all pairs, and over each third by w."""
+        return _summarise(self)
+
+    def write(self, path: Path) -> None:
+        """A parquet file with a row a pair, for paired comparisons of models."""
+        columns: dict[str, Any] = {
+            "pair_id": pa.array(self.pair_ids, pa.string()),
+            "prompt": pa.array(self.prompts, pa.string()),
+            "win": pa.array(win_indicator(self.margins).tolist(), pa.float64()),
+            "margin": pa.array(self.margins.tolist(), pa.float64()),
+            "weight": pa.array(
+                [None] * len(self.pair_ids) if self.weights is None else self.weights.tolist(),
+                pa.float64(),
+            ),
+        }
+        with whole_file(path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+
+
 def evaluate_preferences(
     score: Callable[[PairBatch], PairScores],
     pairs: Sequence[TokenizedPair],
@@ -79,7 +119,24 @@ def evaluate_preferences(
     share: tuple[int, int] = (0, 1),
     gather: Callable[[list[Any]], list[Any]] = list,
 ) -> PreferenceReport:
-    """Score held-out pairs and sum them up.
+    """`score_pairs`, summed up."""
+    return score_pairs(
+        score, pairs, objective, reference, pack_tokens, device, layout, share, gather
+    ).summary()
+
+
+def score_pairs(
+    score: Callable[[PairBatch], PairScores],
+    pairs: Sequence[TokenizedPair],
+    objective: Objective,
+    reference: Reference | None,
+    pack_tokens: int,
+    device: torch.device,
+    layout: Layout,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[list[Any]], list[Any]] = list,
+) -> ScoredPairs:
+    """Score held-out pairs.
 
     Args:
         score: a forward pass of the policy over one pack.
@@ -124,8 +181,9 @@ def evaluate_preferences(
     columns = {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
     columns = {k: v[torch.argsort(torch.tensor(order))] for k, v in columns.items()}
     # By the estimate in every mode, so that a control and a treatment have the same strata.
-    weights = reference.estimates([p.pair_id for p in pairs]) if reference is not None else None
-    return _summarise(columns, [_prompt_key(p) for p in pairs], weights)
+    ids = [p.pair_id for p in pairs]
+    weights = reference.estimates(ids) if reference is not None else None
+    return ScoredPairs(ids, [_prompt_key(p) for p in pairs], columns, weights)
 
 
 def win_indicator(margins: Tensor) -> Tensor:
@@ -133,36 +191,32 @@ def win_indicator(margins: Tensor) -> Tensor:
     return (margins > 0).to(margins.dtype) + 0.5 * (margins == 0).to(margins.dtype)
 
 
-def _summarise(
-    columns: dict[str, Tensor], prompts: list[str], weights: Tensor | None
-) -> PreferenceReport:
-    means = {key: float(value.mean()) for key, value in columns.items()}
-    margins = columns["chosen_reward"] - columns["rejected_reward"]
-    wins = win_indicator(margins)
-    low, high = bootstrap_interval(wins.tolist(), prompts)
+def _summarise(scored: ScoredPairs) -> PreferenceReport:
+    means = {key: float(value.mean()) for key, value in scored.columns.items()}
+    wins = win_indicator(scored.margins)
+    low, high = bootstrap_interval(wins.tolist(), scored.prompts)
     displacement = means.pop("displacement")
     return PreferenceReport(
         pairs=len(wins),
         accuracy=float(wins.mean()),
         accuracy_low=low,
         accuracy_high=high,
-        margin=float(margins.mean()),
+        margin=float(scored.margins.mean()),
         displacement=None if displacement != displacement else displacement,
-        by_dispersion=_by_tercile(columns, weights) if weights is not None else {},
+        by_dispersion=_by_tercile(scored, scored.weights) if scored.weights is not None else {},
         **means,
     )
 
 
-def _by_tercile(columns: dict[str, Tensor], weights: Tensor) -> dict[str, dict[str, float]]:
+def _by_tercile(scored: ScoredPairs, weights: Tensor) -> dict[str, dict[str, float]]:
     if bool((weights == weights[0]).all()):
         return {}
     # A low weight is a high dispersion.
     third = 2 - dispersion.terciles(weights)
-    margins = columns["chosen_reward"] - columns["rejected_reward"]
     values = {
-        "accuracy": win_indicator(margins),
-        "margin": margins,
-        **columns,
+        "accuracy": win_indicator(scored.margins),
+        "margin": scored.margins,
+        **scored.columns,
         "weight_mean": weights,
     }
     return {

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 RESAMPLES = 2000
+TERCILES = ("low_dispersion", "middle_dispersion", "high_dispersion")
+"""Thirds of the prompts; a low dispersion is a high w."""
 
 
 def bootstrap_interval(

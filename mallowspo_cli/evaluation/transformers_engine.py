@@ -35,6 +35,7 @@ class TransformersEngine:
         self.batch_size = options.batch_size
         self.model, self.options = model.eval(), options
         self.ends = stop_ids(model, tokenizer)
+        self.padding = self.ends[0]
         self.device = next(model.parameters()).device
 
     @torch.inference_mode()
@@ -48,7 +49,7 @@ class TransformersEngine:
             EvalError: out of memory.
         """
         width = max(len(prompt.ids) for prompt in batch)
-        ids = torch.full((len(batch), width), self.ends[0])
+        ids = torch.full((len(batch), width), self.padding)
         for row, prompt in enumerate(batch):
             ids[row, width - len(prompt.ids) :] = torch.from_numpy(prompt.ids.astype(np.int64))
         lengths = torch.tensor([len(prompt.ids) for prompt in batch])
@@ -59,7 +60,7 @@ class TransformersEngine:
             do_sample=False,
             max_new_tokens=most,
             eos_token_id=self.ends,
-            pad_token_id=self.ends[0],
+            pad_token_id=self.padding,
         )
         with generation_config(self.model, config):
             try:

@@ -14,18 +14,19 @@ from mallowspo_cli.recipe.schema import Recipe
 
 def explained_keys() -> Iterator[tuple[str, str, str]]:
     """(key, default, meaning) of every recipe key, in the recipe's order; objectives come last."""
-    yield from _fields_of(Recipe, "")
+    yield from explained_fields(Recipe, "")
     for name, cls in registered().items():
-        for key, default, meaning in _fields_of(cls, "objective."):
+        for key, default, meaning in explained_fields(cls, "objective."):
             yield key, default, f"({name}) {meaning}"
 
 
-def _fields_of(cls: type, prefix: str) -> Iterator[tuple[str, str, str]]:
+def explained_fields(cls: type, prefix: str) -> Iterator[tuple[str, str, str]]:
+    """(key, default, meaning) of a dataclass's fields and of those within them."""
     meanings = field_docs(cls)
     for f in fields(cls):
         inner = f.default_factory if f.default_factory is not MISSING else None
         if isinstance(inner, type) and is_dataclass(inner):
-            yield from _fields_of(inner, f"{prefix}{f.name}.")
+            yield from explained_fields(inner, f"{prefix}{f.name}.")
         else:
             yield f"{prefix}{f.name}", _default(f), meanings.get(f.name, "")
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.commands.conftest import Command
@@ -36,6 +37,22 @@ def test_a_run_evaluates_to_what_its_training_logged(mallowspo: Command, run: Pa
     assert again["margin"] == pytest.approx(logged["eval/rewards/margins"], rel=1e-5)
     assert again["displacement"] == logged["eval/displacement"]
     assert f"{again['accuracy']:.3f}" in done.out
+
+
+def test_single_pairs_lie_beside_the_numbers(mallowspo: Command, run: Path) -> None:
+    done = mallowspo("eval", "preferences", "model=runs/tiny", "eval.output=out/numbers.json")
+    assert done.code == 0, done.err
+    (numbers,) = (run / "evaluations").glob("*.json")
+    for place in (numbers, run.parents[1] / "out" / "numbers.json"):
+        table = pq.read_table(place.with_suffix(".parquet")).to_pydict()
+        again = json.loads(place.read_text())
+        assert len(table["pair_id"]) == again["pairs"]
+        assert sum(table["win"]) / again["pairs"] == pytest.approx(again["accuracy"])
+        assert sum(table["margin"]) / again["pairs"] == pytest.approx(again["margin"])
+        assert min(table["weight"]) > 0
+    refused = mallowspo("eval", "preferences", "model=runs/tiny", "eval.output=out/x.parquet")
+    assert refused.code == 2
+    assert "Name a .json" in refused.err
 
 
 def test_a_run_keeps_its_dispersion_scale_on_other_data(
@@ -105,3 +122,4 @@ def test_limit_takes_the_first_pairs_and_no_reference_is_read_where_none_is_need
     assert numbers["pairs"] == 3
     assert numbers["displacement"] is None
     assert numbers["reference"] is None
+    assert pq.read_table(tmp_path / "numbers.parquet")["weight"].null_count == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mallowspo_cli.commands.eval_winrate import as_instruction
+from mallowspo_cli.commands.prompt_sources import as_instruction
 from mallowspo_cli.data.pairs import Message
 from mallowspo_cli.evaluation.outputs import read_annotations
 from tests.commands.conftest import Command

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.evaluation.preference import (
     PreferenceReport,
     evaluate_preferences,
+    score_pairs,
     win_indicator,
 )
 from mallowspo_cli.objectives import Objective, PairScores
@@ -260,6 +262,31 @@ def test_metric_names_are_the_fields_and_lie_under_eval(reference: Reference) ->
     low = found.by_dispersion["low_dispersion"]
     assert metrics["eval/low_dispersion/accuracy"] == low["accuracy"]
     assert metrics["eval/low_dispersion/margin"] == low["margin"]
+
+
+def test_the_table_of_pairs_holds_what_the_report_is_the_mean_of(
+    reference: Reference, tmp_path: Path
+) -> None:
+    pairs = token_pairs([0, 0, 1, 2, 3, 4])
+    scored = score_pairs(scorer(), pairs, DPO(beta=BETA), reference, 24, CPU, Layout.shared)
+    scored.write(tmp_path / "pairs.parquet")
+    table = pq.read_table(tmp_path / "pairs.parquet").to_pydict()
+    assert list(table) == ["pair_id", "prompt", "win", "margin", "weight"]
+    assert table["pair_id"] == [f"pair-{i}" for i in range(6)]
+    assert table["win"] == [1, 0, 0.5, 1, 1, 0]
+    assert table["margin"] == MARGINS
+    assert table["weight"] == pytest.approx([-math.log(e / math.log(200)) for e in ENTROPY])
+    assert table["prompt"][0] == table["prompt"][1]
+    assert len(set(table["prompt"])) == 5
+    found = report(reference, DPO(beta=BETA), pairs)
+    assert scored.summary() == found
+    assert np.mean(table["win"]) == pytest.approx(found.accuracy)
+
+
+def test_the_table_of_pairs_has_no_weights_without_a_reference(tmp_path: Path) -> None:
+    scored = score_pairs(scorer(), PAIRS, SimPO(), None, 4096, CPU, Layout.shared)
+    scored.write(tmp_path / "pairs.parquet")
+    assert pq.read_table(tmp_path / "pairs.parquet")["weight"].to_pylist() == [None] * 6
 
 
 def test_a_win_counts_one_a_tie_half_a_loss_nothing() -> None:
