@@ -20,9 +20,9 @@ from transformers import GenerationConfig
 from mallowspo_cli.commands.subject import find_model
 from mallowspo_cli.evaluation.generate import generation_config
 from mallowspo_cli.evaluation.journal import Journal
-from mallowspo_cli.evaluation.sampling import generate, render_prompts
-from mallowspo_cli.evaluation.tasks import GenerateOptions, Task
-from mallowspo_cli.evaluation.transformers_engine import TransformersEngine
+from mallowspo_cli.evaluation.sampling.stage import generate, render_prompts
+from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions, Task
+from mallowspo_cli.evaluation.sampling.transformers_engine import TransformersEngine
 from mallowspo_cli.models.load import load_model, load_tokenizer, model_directory
 
 NEVER = [2**31 - 1]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from mallowspo_cli.evaluation.difficulty import OFFICIAL_ORDER, digest
 from mallowspo_cli.evaluation.outputs import read_rows
+from mallowspo_cli.evaluation.win_rates.difficulty import OFFICIAL_ORDER, digest
 from mallowspo_cli.files import write_text
 
 

@@ -17,7 +17,7 @@ LEVELS = [
     ["data", "models"],
     *(["packing"], ["scoring"], ["reference"], ["evaluation"], ["training"]),
     ["experiments", "report", "plan"],
-    *(["commands"], ["__main__"]),
+    *(["commands"], ["verbs"], ["__main__"]),
 ]
 """Left to right; what stands side by side does not know each other."""
 MODULES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))

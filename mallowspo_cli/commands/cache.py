@@ -18,8 +18,8 @@ from mallowspo_cli.data.sources import open_sources
 from mallowspo_cli.distributed import set_up_logging
 from mallowspo_cli.errors import CacheError, DataError, RecipeError
 from mallowspo_cli.files import cache_directory
-from mallowspo_cli.recipe.find import nearest
 from mallowspo_cli.recipe.load import load_recipe
+from mallowspo_cli.recipe.nearest import nearest
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference import maintenance
 from mallowspo_cli.reference.claims import Claims

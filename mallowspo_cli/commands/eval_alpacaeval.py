@@ -18,7 +18,10 @@ from mallowspo_cli.commands.judged import (
 from mallowspo_cli.commands.words import only_words, typed, whole_number
 from mallowspo_cli.distributed import set_up_logging
 from mallowspo_cli.errors import EvalError
-from mallowspo_cli.evaluation.alpacaeval import (
+from mallowspo_cli.evaluation.judges.judging import Judged, JudgeOptions
+from mallowspo_cli.evaluation.outputs import Annotation, read_annotations, read_outputs
+from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions
+from mallowspo_cli.evaluation.win_rates.alpacaeval import (
     BASELINE,
     DIFFICULTY_FILE,
     GAMED_FILE,
@@ -28,11 +31,8 @@ from mallowspo_cli.evaluation.alpacaeval import (
     read_baseline,
     read_inputs,
 )
-from mallowspo_cli.evaluation.difficulty import is_official
-from mallowspo_cli.evaluation.judging import Judged, JudgeOptions
-from mallowspo_cli.evaluation.outputs import Annotation, read_annotations, read_outputs
-from mallowspo_cli.evaluation.summary import LengthData
-from mallowspo_cli.evaluation.tasks import GenerateOptions
+from mallowspo_cli.evaluation.win_rates.difficulty import is_official
+from mallowspo_cli.evaluation.win_rates.summary import LengthData
 
 NAME = "alpacaeval"
 NAMES = (

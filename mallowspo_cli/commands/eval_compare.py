@@ -7,15 +7,15 @@ from pathlib import Path
 from mallowspo_cli.commands.words import whole_number
 from mallowspo_cli.distributed import set_up_logging
 from mallowspo_cli.errors import EvalError, RecipeError
-from mallowspo_cli.evaluation.calibration import read_gamed
-from mallowspo_cli.evaluation.compared_lengths import LengthFiles
-from mallowspo_cli.evaluation.compared_metrics import RESAMPLES_LC, Resampling
-from mallowspo_cli.evaluation.comparison import compare
+from mallowspo_cli.evaluation.comparing.comparison import compare
+from mallowspo_cli.evaluation.comparing.lengths import LengthFiles
+from mallowspo_cli.evaluation.comparing.metrics import RESAMPLES_LC, Resampling
+from mallowspo_cli.evaluation.comparing.paired import RESAMPLES
+from mallowspo_cli.evaluation.comparing.sides import read_sides, short_names
 from mallowspo_cli.evaluation.outputs import read_rows
-from mallowspo_cli.evaluation.paired import RESAMPLES
-from mallowspo_cli.evaluation.sides import read_sides, short_names
+from mallowspo_cli.evaluation.win_rates.calibration import read_gamed
 from mallowspo_cli.files import make_directory, write_json, write_text
-from mallowspo_cli.recipe.find import nearest
+from mallowspo_cli.recipe.nearest import nearest
 from mallowspo_cli.report.comparison import as_markdown, print_comparison
 from mallowspo_cli.report.comparison_picture import draw_comparison
 

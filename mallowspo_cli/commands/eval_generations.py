@@ -17,11 +17,11 @@ from mallowspo_cli.commands.subject import Evaluated, clean_name, find_model
 from mallowspo_cli.commands.words import only_words, typed, whole_number
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError, RecipeError, first_line
-from mallowspo_cli.evaluation.alpacaeval import read_inputs
 from mallowspo_cli.evaluation.diversity import Answer, prompt_values, read_answers
 from mallowspo_cli.evaluation.outputs import read_object
+from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions, Task
 from mallowspo_cli.evaluation.strata import by_dispersion, estimate, tercile_members
-from mallowspo_cli.evaluation.tasks import GenerateOptions, Task
+from mallowspo_cli.evaluation.win_rates.alpacaeval import read_inputs
 from mallowspo_cli.files import make_directory
 from mallowspo_cli.report.generations import print_diversity, write_diversity
 

@@ -13,14 +13,19 @@ from mallowspo_cli.commands.subject import Evaluated, find_model
 from mallowspo_cli.commands.words import only_words, typed, whole_number
 from mallowspo_cli.distributed import console, log, set_up_logging
 from mallowspo_cli.errors import EvalError, RecipeError
-from mallowspo_cli.evaluation.classifiers import (
+from mallowspo_cli.evaluation.controlled.classifiers import (
     Classifier,
     TransformersClassifier,
     tfidf_classifier,
 )
-from mallowspo_cli.evaluation.reviews import Reviews, beginnings, load_reviews, split_reviews
-from mallowspo_cli.evaluation.sentiment import sample_rows, summarise
-from mallowspo_cli.evaluation.tasks import GenerateOptions, Task
+from mallowspo_cli.evaluation.controlled.reviews import (
+    Reviews,
+    beginnings,
+    load_reviews,
+    split_reviews,
+)
+from mallowspo_cli.evaluation.controlled.sentiment import sample_rows, summarise
+from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions, Task
 from mallowspo_cli.files import make_directory
 from mallowspo_cli.models.sources import resolve_model
 from mallowspo_cli.recipe.choices import Quantization

@@ -21,11 +21,11 @@ from mallowspo_cli.commands.words import only_words, typed, whole_number
 from mallowspo_cli.data.pairs import PreferencePair
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError
-from mallowspo_cli.evaluation.alpacaeval import joined
-from mallowspo_cli.evaluation.judging import Judged, JudgeOptions
+from mallowspo_cli.evaluation.judges.judging import Judged, JudgeOptions
 from mallowspo_cli.evaluation.outputs import Output, read_outputs
-from mallowspo_cli.evaluation.summary import LengthData
-from mallowspo_cli.evaluation.tasks import GenerateOptions, Task
+from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions, Task
+from mallowspo_cli.evaluation.win_rates.alpacaeval import joined
+from mallowspo_cli.evaluation.win_rates.summary import LengthData
 from mallowspo_cli.recipe.schema import DatasetConfig
 from mallowspo_cli.report.temperatures import write_temperatures
 

@@ -16,8 +16,9 @@ from mallowspo_cli.distributed import console, set_up_logging
 from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.experiments.human_dispersion import CORPORA, run_experiment
 from mallowspo_cli.files import make_directory, write_json, write_text
-from mallowspo_cli.recipe.find import nearest, option_names
+from mallowspo_cli.recipe.find import option_names
 from mallowspo_cli.recipe.load import load_base
+from mallowspo_cli.recipe.nearest import nearest
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.report.human_dispersion import as_markdown, draw_correlations, print_results
 

@@ -16,17 +16,17 @@ from mallowspo_cli.errors import ModelError
 from mallowspo_cli.evaluation.generate import end_tokens
 from mallowspo_cli.evaluation.journal import Journal
 from mallowspo_cli.evaluation.outputs import read_object
-from mallowspo_cli.evaluation.prompt_dispersion import prompt_entropy
-from mallowspo_cli.evaluation.sampling import (
+from mallowspo_cli.evaluation.sampling.prompt_dispersion import prompt_entropy
+from mallowspo_cli.evaluation.sampling.stage import (
     Engine,
     Generated,
     generate,
     generation_settings,
     render_prompts,
 )
-from mallowspo_cli.evaluation.tasks import GenerateOptions, Task
-from mallowspo_cli.evaluation.transformers_engine import TransformersEngine
-from mallowspo_cli.evaluation.vllm_engine import VllmEngine, check_vllm, vllm_installed
+from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions, Task
+from mallowspo_cli.evaluation.sampling.transformers_engine import TransformersEngine
+from mallowspo_cli.evaluation.sampling.vllm_engine import VllmEngine, check_vllm, vllm_installed
 from mallowspo_cli.files import write_json
 from mallowspo_cli.models.load import TORCH_DTYPES, load_model, load_tokenizer, model_directory
 from mallowspo_cli.recipe.choices import Dtype, Precision

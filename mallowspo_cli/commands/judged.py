@@ -8,9 +8,9 @@ from typing import Any
 
 from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import EvalError
-from mallowspo_cli.evaluation.annotators import Annotator, find_annotator
 from mallowspo_cli.evaluation.journal import Journal
-from mallowspo_cli.evaluation.judging import (
+from mallowspo_cli.evaluation.judges.annotators import Annotator, find_annotator
+from mallowspo_cli.evaluation.judges.judging import (
     Endpoint,
     Estimate,
     Judge,
@@ -23,7 +23,7 @@ from mallowspo_cli.evaluation.judging import (
     settings,
 )
 from mallowspo_cli.evaluation.outputs import Annotation, Output, read_annotations, read_object
-from mallowspo_cli.evaluation.summary import LengthData, summarise
+from mallowspo_cli.evaluation.win_rates.summary import LengthData, summarise
 from mallowspo_cli.files import make_directory, write_json
 from mallowspo_cli.report.win_rates import print_summary, write_win_rates
 
@@ -199,7 +199,7 @@ def _local_judge(annotator: Annotator, options: JudgeOptions) -> Judge:
     # Heavy, and a server's client has no need of them.
     from mallowspo_cli.commands.prepare import default_device
     from mallowspo_cli.commands.subject import bare_model
-    from mallowspo_cli.evaluation.local_judge import LocalJudge
+    from mallowspo_cli.evaluation.judges.local import LocalJudge
     from mallowspo_cli.models.load import (
         TORCH_DTYPES,
         load_model,

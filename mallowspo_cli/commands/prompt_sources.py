@@ -9,9 +9,9 @@ import numpy as np
 from mallowspo_cli.data.dataset import load_pairs
 from mallowspo_cli.data.pairs import Message, PreferencePair
 from mallowspo_cli.errors import EvalError, first_line
-from mallowspo_cli.evaluation.alpacaeval import LIMIT_SEED
 from mallowspo_cli.evaluation.outputs import read_rows
-from mallowspo_cli.evaluation.tasks import Task
+from mallowspo_cli.evaluation.sampling.tasks import Task
+from mallowspo_cli.evaluation.win_rates.alpacaeval import LIMIT_SEED
 from mallowspo_cli.recipe.load import load_base
 from mallowspo_cli.recipe.schema import DatasetConfig
 

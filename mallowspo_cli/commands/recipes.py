@@ -7,18 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mallowspo_cli.errors import RecipeError
-from mallowspo_cli.evaluation.judge_options import JudgeOptions
-from mallowspo_cli.evaluation.tasks import GenerateOptions
+from mallowspo_cli.evaluation.judges.options import JudgeOptions
+from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions
 from mallowspo_cli.objectives.base import registered
-from mallowspo_cli.recipe.find import (
-    GROUPS,
-    nearest,
-    option_files,
-    recipe_directories,
-    recipe_files,
-)
+from mallowspo_cli.recipe.find import GROUPS, option_files, recipe_directories, recipe_files
 from mallowspo_cli.recipe.keys import explained_fields, explained_keys
 from mallowspo_cli.recipe.load import load_recipe
+from mallowspo_cli.recipe.nearest import nearest
 
 
 def list_recipes() -> None:

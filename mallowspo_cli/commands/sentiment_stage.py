@@ -8,16 +8,16 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mallowspo_cli.commands.prepare import default_device
 from mallowspo_cli.errors import EvalError
-from mallowspo_cli.evaluation.sampling import render_prompts
-from mallowspo_cli.evaluation.sentiment import (
+from mallowspo_cli.evaluation.controlled.sentiment import (
     Floats,
     Measured,
     Sample,
     draw_samples,
     sequence_logps,
 )
-from mallowspo_cli.evaluation.tasks import GenerateOptions, Task
-from mallowspo_cli.evaluation.transformers_engine import TransformersEngine
+from mallowspo_cli.evaluation.sampling.stage import render_prompts
+from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions, Task
+from mallowspo_cli.evaluation.sampling.transformers_engine import TransformersEngine
 from mallowspo_cli.models.load import TORCH_DTYPES, load_model, load_tokenizer, model_directory
 from mallowspo_cli.recipe.choices import Dtype
 from mallowspo_cli.recipe.schema import ModelConfig

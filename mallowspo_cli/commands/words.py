@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from mallowspo_cli.errors import RecipeError
-from mallowspo_cli.recipe.find import nearest
+from mallowspo_cli.recipe.nearest import nearest
 from mallowspo_cli.recipe.schema import Recipe
 
 T = TypeVar("T")

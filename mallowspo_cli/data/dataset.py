@@ -13,7 +13,7 @@ from mallowspo_cli.data.sources import Source, open_sources, read_rows
 from mallowspo_cli.data.tokenize import Item, prompt_key
 from mallowspo_cli.errors import DataError
 from mallowspo_cli.recipe.choices import OnError
-from mallowspo_cli.recipe.find import nearest
+from mallowspo_cli.recipe.nearest import nearest
 from mallowspo_cli.recipe.schema import DatasetConfig
 
 HELD_OUT_SEED = 0

@@ -163,8 +163,13 @@ def _texts(
                 f"{path} row {number}: {field.name!r} is {_kind(value)}; expected a text. It has: "
                 f"{', '.join(sorted(row))}."
             )
-        texts[field.name] = value
+        texts[field.name] = printable(value)
     return texts
+
+
+def printable(text: str) -> str:
+    """The text with what UTF-8 cannot hold (half of a surrogate pair) replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _preference(value: Any, path: Path, number: int) -> float:

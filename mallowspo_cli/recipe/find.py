@@ -1,13 +1,12 @@
 """Where recipes and their options lie: the user's directories, installed packages, and ours."""
 
-import difflib
 import os
-from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.objectives.base import registered
+from mallowspo_cli.recipe.nearest import nearest
 
 GROUPS = ("model", "dataset", "objective")
 """The nodes that a recipe chooses by name: `model=NAME`, `dataset=NAME`, `objective=NAME`."""
@@ -84,9 +83,3 @@ def find_recipe(name: str) -> Path:
             f"no recipe named '{name}'.{nearest(name, files)} `mallowspo recipes list` shows all."
         )
     return files[name]
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """' Did you mean ...?' or nothing."""
-    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""

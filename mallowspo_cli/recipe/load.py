@@ -36,13 +36,13 @@ from mallowspo_cli.recipe.choices import Precision
 from mallowspo_cli.recipe.find import (
     GROUPS,
     find_recipe,
-    nearest,
     option_files,
     option_names,
     recipe_directories,
     recipe_files,
     shipped_recipes,
 )
+from mallowspo_cli.recipe.nearest import nearest
 from mallowspo_cli.recipe.schema import Recipe
 
 

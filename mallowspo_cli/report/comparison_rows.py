@@ -5,7 +5,7 @@ from math import isnan
 from typing import Any
 
 FEW_PROMPTS = 50
-"""With fewer, the bootstrap's p is too small (measured: evaluation/paired.py)."""
+"""With fewer, the bootstrap's p is too small (measured: evaluation/comparing/paired.py)."""
 
 HEAD = ["second - first", "first", "second", "difference [95%]", "p", "Holm", "sign test"]
 BASIS_HEAD = ["second - first", "prompts", "left out", "std. error", "df", "detectable"]

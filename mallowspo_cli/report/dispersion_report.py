@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mallowspo_cli.evaluation.statistics import Correlation, spearman
 from mallowspo_cli.files import write_json, write_text
-from mallowspo_cli.report.plots import HELD_OUT, TRAIN, save_picture
+from mallowspo_cli.report.pictures import HELD_OUT, TRAIN, save_picture
 
 Values = NDArray[np.float64]
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

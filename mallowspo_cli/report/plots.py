@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from mallowspo_cli.evaluation.preference import TERCILES
+from mallowspo_cli.evaluation.statistics import TERCILES
+from mallowspo_cli.report.pictures import HELD_OUT, TRAIN, save_picture
 
 Lines = list[dict[str, Any]]
-
-TRAIN, HELD_OUT = "#4c72b0", "#c44e52"
 
 
 def draw_run(directory: Path, lines: Lines, dispersion: dict[str, Any] | None) -> list[Path]:
@@ -31,18 +28,6 @@ def draw_run(directory: Path, lines: Lines, dispersion: dict[str, Any] | None) -
         pictures["accuracy_by_dispersion"] = lambda axes: _by_tercile(axes, last)
     directory.mkdir(parents=True, exist_ok=True)
     return [save_picture(draw, directory / f"{name}.png") for name, draw in pictures.items()]
-
-
-def save_picture(draw: Callable[[Axes], None], path: Path) -> Path:
-    figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    draw(axes)
-    # No software name or date inside: the same numbers give the same file.
-    figure.savefig(path, metadata={"Software": None})
-    return path
 
 
 def _curve(axes: Axes, train: Lines, held_out: Lines, key: str, label: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from mallowspo_cli.files import whole_file, write_json, write_text
-from mallowspo_cli.report.plots import TRAIN, save_picture
+from mallowspo_cli.report.pictures import TRAIN, save_picture
 
 PICTURE = "temperatures.png"
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mallowspo_cli.files import whole_file, write_text
-from mallowspo_cli.report.plots import HELD_OUT, TRAIN, save_picture
+from mallowspo_cli.report.pictures import HELD_OUT, TRAIN, save_picture
 
 PICTURE = "win_rates.png"
 SHOWN = 20

@@ -16,7 +16,7 @@ import pytest
 
 from mallowspo_cli.evaluation.outputs import read_annotations
 from tests.commands.conftest import Command
-from tests.evaluation.judge_server import Answer, JudgeServer, Request, completion, serving
+from tests.evaluation.judges.judge_server import Answer, JudgeServer, Request, completion, serving
 
 INSTRUCTIONS = [
     {"instruction": f"Say {index}, please.", "output": "Yes" * index, "generator": "theirs"}

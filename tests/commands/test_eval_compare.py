@@ -10,7 +10,12 @@ import pytest
 
 from mallowspo_cli.commands.eval_compare import compare_words, run
 from mallowspo_cli.errors import MallowsPOError
-from tests.evaluation.compared import annotation, write_annotations, write_dispersion, write_run
+from tests.evaluation.comparing.compared import (
+    annotation,
+    write_annotations,
+    write_dispersion,
+    write_run,
+)
 
 QUICK = ["bootstrap=100", "bootstrap_lc=100"]
 

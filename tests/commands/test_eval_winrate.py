@@ -12,7 +12,7 @@ from mallowspo_cli.data.pairs import Message
 from mallowspo_cli.evaluation.outputs import read_annotations
 from tests.commands.conftest import Command
 from tests.conftest import pair_rows
-from tests.evaluation.judge_server import JudgeServer, completion, serving
+from tests.evaluation.judges.judge_server import JudgeServer, completion, serving
 
 
 @pytest.fixture

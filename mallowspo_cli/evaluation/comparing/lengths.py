@@ -1,0 +1,106 @@
+"""Length-controlled win rates of two sides, compared."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mallowspo_cli.errors import EvalError
+from mallowspo_cli.evaluation.comparing.metrics import Resampling, overall
+from mallowspo_cli.evaluation.comparing.paired import Replicates, drawn_counts
+from mallowspo_cli.evaluation.outputs import Annotation
+from mallowspo_cli.evaluation.win_rates.calibration import Gamed, read_gamed
+from mallowspo_cli.evaluation.win_rates.difficulty import difficulty_of
+from mallowspo_cli.evaluation.win_rates.length_control import Judged, length_controlled, refit_of
+
+
+@dataclass(frozen=True)
+class LengthFiles:
+    """What AlpacaEval's length control needs beside the annotations."""
+
+    gamed: Path
+    difficulty: Path | None = None
+    """None: the difficulties in `gamed`."""
+    order: Sequence[str] | None = None
+    """Instructions in the order of the files' row numbers; None: AlpacaEval's own."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The files' content, by instruction."""
+
+    gamed: Gamed
+    difficulty: Mapping[str, tuple[float, int]]
+    """Difficulty and number of each instruction."""
+
+
+def read_calibration(files: LengthFiles, instructions: Sequence[str]) -> Calibration:
+    """Difficulties of all `instructions`, however they are ordered.
+
+    Raises:
+        EvalError: an instruction is not found by its text, or the files do not fit.
+    """
+    found = difficulty_of(instructions, files.difficulty, files.gamed, files.order)
+    if found.by_position:
+        raise EvalError(
+            f"the instructions are not AlpacaEval's, so their difficulties in "
+            f"{files.difficulty or files.gamed} cannot be told. Give instructions=FILE with the "
+            "instructions in the order of that file."
+        )
+    values = zip(found.values.tolist(), found.position.tolist(), strict=True)
+    return Calibration(read_gamed(files.gamed), dict(zip(instructions, values, strict=True)))
+
+
+def judged_rows(rows: Sequence[Annotation], calibration: Calibration | None) -> Judged:
+    """What a fit needs of (N,) annotations; without a calibration AlpacaEval's minimal one."""
+    preference = np.array([row.preference for row in rows])
+    lengths = [np.array([len(text) for text in texts]) for texts in _texts(rows)]
+    if calibration is None:
+        return Judged(preference, lengths[0], lengths[1])
+    known = [calibration.difficulty[row.instruction] for row in rows]
+    difficulty, position = (np.array(column) for column in zip(*known, strict=True))
+    return Judged(preference, lengths[0], lengths[1], difficulty, calibration.gamed, position)
+
+
+def compared_length_control(
+    judged: Sequence[Sequence[Judged]], resampling: Resampling
+) -> dict[str, Any]:
+    """Compare length-controlled win rates, fitted anew on each resample of the N instructions.
+
+    C stays what cross-validation chose on the whole, as choosing it anew would take minutes. For
+    AlpacaEval's minimal fit, whose C varies much, the interval is so a little short: it covers 90
+    to 93 % of 250 simulated null cases with 300 instructions (standard error 1.7 points), 93 % of
+    150 with 805; with difficulties and gamed judgements 98 % of 150 with 300.
+
+    Args:
+        judged: of both sides, for each seed; the same instructions in the same order.
+
+    Raises:
+        EvalError: too few judgements, or lengths and quality cannot be told apart.
+    """
+    units = len(judged[0][0].preference)
+    values: list[NDArray[np.float64]] = []
+    refits: list[list[Callable[[NDArray[np.int64]], float]]] = []
+    for side in judged:
+        fits = [length_controlled(seed) for seed in side]
+        values.append(np.array([fit.win_rate for fit in fits]))
+        refits.append([refit_of(seed, fit.c) for seed, fit in zip(side, fits, strict=True)])
+    resampled: list[list[list[float]]] = [[], []]
+    for drawn in drawn_counts(units, resampling.length_controlled, resampling.seed):
+        for counts in drawn:
+            rows = np.repeat(np.arange(units), counts.astype(np.int64))
+            for side, of_side in zip(resampled, refits, strict=True):
+                side.append([refit(rows) for refit in of_side])
+    first, second = (
+        Replicates(value, np.array(side)) for value, side in zip(values, resampled, strict=True)
+    )
+    # No single prompt has a length-controlled value, so there is no sign test.
+    nothing = {"sign_test": None, "by_dispersion": {}, "interaction": None}
+    return {"prompts": units, **overall(first, second, units), **nothing}
+
+
+def _texts(rows: Sequence[Annotation]) -> tuple[list[str], list[str]]:
+    return [row.output_1 for row in rows], [row.output_2 for row in rows]

@@ -1,0 +1,1 @@
+"""Controlled sentiment: reviews, classifiers, reward and KL."""
