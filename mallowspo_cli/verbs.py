@@ -69,7 +69,8 @@ def alpacaeval(words: Sequence[str], dry_run: bool) -> None:
                         recipes keys judge` explains all
     generate.KEY=VALUE  temperature, top_p, max_tokens, batch_size, seed, ...; `mallowspo recipes
                         keys generate` explains all
-    baseline=FILE|RUN   whose answers to compare with (default: GPT-4's, from the hub)
+    baseline=FILE|RUN   whose answers to compare with (default: those in instructions=FILE, else
+                        GPT-4's from the hub)
     instructions=FILE   others than AlpacaEval's own, or these as a local file
     outputs=FILE        judge these answers (a model_outputs.json); nothing is sampled
     annotations=FILE    score these judgements (JSON or .json.gz); no model, no network

@@ -50,6 +50,12 @@ def tiny(words: list[str]) -> list[str]:
         # Eight processes take at least eight pairs a step.
         small = [*SMALL, "train.global_batch_size=8"] if words[0] == "plan" else SMALL
         return [*kept, "model=tiny_random", *data, *small]
+    if words[0] == "eval" and words[1] in ("alpacaeval", "winrate", "generations"):
+        here = [w.replace("=docs/data/", f"={ROOT}/docs/data/") for w in words]
+        here = [w.replace("smollm2_135m", "tiny_random") for w in here]
+        short = [re.sub(r"^generate\.max_tokens=.*", "generate.max_tokens=4", w) for w in here]
+        kept = [w for w in short if not w.startswith("dataset")]
+        return [*kept, *(data if "dataset" in named else [])]
     if words[:2] == ["eval", "preferences"]:
         kept = [w for w in words if not w.startswith("dataset")]
         small = [w.replace("smollm2_135m", "tiny_random") for w in kept]

@@ -1,13 +1,16 @@
 """`mallowspo eval alpacaeval`: AlpacaEval 2 in three stages, each of which can be stopped."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mallowspo_cli.commands.judged import (
     OUTPUTS,
+    answers_to,
     check_failures,
+    check_judge,
+    foresee,
     judge_stage,
     judged_annotations,
     made_by,
@@ -16,13 +19,14 @@ from mallowspo_cli.commands.judged import (
     stage_of,
 )
 from mallowspo_cli.commands.words import only_words, typed, whole_number
-from mallowspo_cli.distributed import set_up_logging
+from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.judges.judging import Judged, JudgeOptions
-from mallowspo_cli.evaluation.outputs import Annotation, read_annotations, read_outputs
+from mallowspo_cli.evaluation.outputs import Annotation, Output, read_annotations, read_outputs
 from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions
 from mallowspo_cli.evaluation.win_rates.alpacaeval import (
     BASELINE,
+    BASELINE_FILE,
     DIFFICULTY_FILE,
     GAMED_FILE,
     hub_file,
@@ -71,13 +75,16 @@ def run(words: Sequence[str], dry_run: bool) -> None:
     asked = _read(words)
     directory = _directory(asked)
     stages = ("generate", "judge", "score") if asked.stage == "all" else (asked.stage,)
+    if dry_run:
+        _foresee(asked, directory)
+        return
+    if "judge" in stages:
+        # Before hours of sampling, not after them.
+        check_judge(asked.judge)
+        _check_baseline(asked)
     if "generate" in stages and asked.outputs is None:
         _generate(asked, directory)
-    judged = None
-    if "judge" in stages:
-        judged = _judge(asked, directory, dry_run)
-        if judged is None:
-            return
+    judged = _judge(asked, directory) if "judge" in stages else None
     if "score" in stages:
         _score(asked, directory)
     if judged is not None:
@@ -86,6 +93,8 @@ def run(words: Sequence[str], dry_run: bool) -> None:
 
 def _read(words: Sequence[str]) -> _Asked:
     own, rest = only_words(words, NAMES, GROUPS, through=("model.",))
+    if "judge" in own and "judge.annotator" in own:
+        raise EvalError("judge= and judge.annotator= name the same; leave one out.")
     if "judge" in own:
         # Shorter, for what is nearly always named.
         own["judge.annotator"] = own.pop("judge")
@@ -96,13 +105,24 @@ def _read(words: Sequence[str]) -> _Asked:
             f"stage={stage} needs {wanted}. Example: mallowspo eval alpacaeval "
             "model=runs/quickstart"
         )
+    if "outputs" in own and ("model" in own or rest or stage in ("generate", "score")):
+        raise EvalError(
+            "outputs= brings a model's answers, to be judged: leave model= out, and let stage= be "
+            "all or judge."
+        )
+    if "annotations" in own and (stage != "score" or "model" in own):
+        raise EvalError(
+            "annotations= brings judgements, to be scored: give stage=score, and leave model= out."
+        )
     return _Asked(
         own,
         rest,
         stage,
         whole_number(own, "eval.limit", 1) if "eval.limit" in own else None,
         path_of(own, "instructions"),
-        None if own.get("baseline") == BASELINE else path_of(own, "baseline"),
+        hub_file(BASELINE_FILE, "baseline")
+        if own.get("baseline") == BASELINE
+        else path_of(own, "baseline"),
         path_of(own, "outputs"),
         path_of(own, "annotations"),
         typed(GenerateOptions, "generate", own),
@@ -135,25 +155,59 @@ def _generate(asked: _Asked, directory: Path) -> None:
     tasks = read_inputs(asked.instructions, asked.limit).tasks
     generate_outputs(subject, tasks, asked.generate, directory)
     reference = subject.reference(asked.own.get("reference"))
-    if reference is not None:
-        known = {row.instruction: row for row in read_baseline(asked.baseline, asked.instructions)}
-        answers = [(task, known[i].output) for task in tasks if (i := task.instruction) in known]
-        measure_dispersion(reference, answers, directory)
+    if reference is None:
+        return
+    try:
+        baseline = read_baseline(asked.baseline, asked.instructions)
+    except EvalError as error:
+        log.info("prompt dispersion is left out: %s", error)
+        return
+    known = {row.instruction: row.output for row in baseline}
+    answers = [(task, known[i]) for task in tasks if (i := task.instruction) in known]
+    measure_dispersion(reference, answers, directory)
 
 
-def _judge(asked: _Asked, directory: Path, dry_run: bool) -> Judged | None:
+def _check_baseline(asked: _Asked) -> None:
+    """See that there is something to compare each answer with.
+
+    Raises:
+        EvalError: there is not.
+    """
+    baseline = read_baseline(asked.baseline, asked.instructions)
+    if asked.outputs is None:
+        tasks = read_inputs(asked.instructions, asked.limit).tasks
+        joined([Output(t.instruction, "", "") for t in tasks], baseline, "the baseline")
+
+
+def _foresee(asked: _Asked, directory: Path) -> None:
+    """Say what judging would take; where nothing is sampled, baseline answers stand in."""
+    file = asked.outputs or directory / OUTPUTS
+    if file.is_file():
+        foresee(_pairs(asked, directory), asked.judge, directory)
+        return
+    log.info("no answers are sampled yet: the baseline's stand in for their lengths")
+    wanted = {task.instruction for task in read_inputs(asked.instructions, asked.limit).tasks}
+    rows = [r for r in read_baseline(asked.baseline, asked.instructions) if r.instruction in wanted]
+    # One character more: equal answers would not be judged.
+    pairs = [(row, replace(row, output=row.output + " ")) for row in rows]
+    foresee(pairs, asked.judge, directory)
+
+
+def _judge(asked: _Asked, directory: Path) -> Judged:
+    return judge_stage(_pairs(asked, directory), asked.judge, directory)
+
+
+def _pairs(asked: _Asked, directory: Path) -> list[tuple[Output, Output]]:
+    """(baseline's, model's) answers to what is to be judged."""
     file = asked.outputs or directory / OUTPUTS
     if not file.is_file():
         raise EvalError(f"{directory} holds no {OUTPUTS}. Sample answers first: stage=generate.")
     outputs = read_outputs(file)
     if asked.limit is not None or asked.instructions is not None:
-        wanted = {t.instruction for t in read_inputs(asked.instructions, asked.limit).tasks}
-        outputs = [row for row in outputs if row.instruction in wanted]
-        if not outputs:
-            raise EvalError(f"{file} answers none of the instructions. Sample: stage=generate.")
+        tasks = read_inputs(asked.instructions, asked.limit).tasks
+        outputs = answers_to(tasks, outputs, str(file))
     baseline = read_baseline(asked.baseline, asked.instructions)
-    pairs = joined(outputs, baseline, str(asked.own.get("baseline", "the baseline")))
-    return judge_stage(pairs, asked.judge, directory, dry_run)
+    return joined(outputs, baseline, str(asked.own.get("baseline", "the baseline")))
 
 
 def _score(asked: _Asked, directory: Path) -> None:
@@ -165,8 +219,7 @@ def _score(asked: _Asked, directory: Path) -> None:
     if asked.instructions is not None:
         order = read_inputs(asked.instructions, None).order
     notes = []
-    swapped = about.get("judge", {}).get("swap") == "both"
-    if reasons := not_comparable(rows, swapped):
+    if reasons := not_comparable(rows, about.get("judge", {})):
         notes.append(f"Not comparable with the AlpacaEval 2 leaderboard: {'; '.join(reasons)}.")
     data = _length_data(asked, rows, order)
     score_stage(rows, data, directory, {"evaluation": "AlpacaEval 2", **about}, notes)

@@ -1,6 +1,7 @@
 """`mallowspo eval compare`: which of several models is better, and how sure that is."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from mallowspo_cli.evaluation.comparing.comparison import compare
 from mallowspo_cli.evaluation.comparing.lengths import LengthFiles
 from mallowspo_cli.evaluation.comparing.metrics import RESAMPLES_LC, Resampling
 from mallowspo_cli.evaluation.comparing.paired import RESAMPLES
-from mallowspo_cli.evaluation.comparing.sides import read_sides, short_names
+from mallowspo_cli.evaluation.comparing.sides import Side, read_sides, short_names
 from mallowspo_cli.evaluation.outputs import read_rows
+from mallowspo_cli.evaluation.win_rates.alpacaeval import DIFFICULTY_FILE, GAMED_FILE, hub_file
 from mallowspo_cli.evaluation.win_rates.calibration import read_gamed
+from mallowspo_cli.evaluation.win_rates.difficulty import is_official
 from mallowspo_cli.files import make_directory, write_json, write_text
 from mallowspo_cli.recipe.nearest import nearest
 from mallowspo_cli.report.comparison import as_markdown, print_comparison
@@ -41,8 +44,10 @@ def run(words: list[str]) -> None:
     """Compare runs, evaluations or groups of seeds; see `mallowspo eval compare --help`."""
     set_up_logging()
     wanted = compare_words(words)
-    results = compare(read_sides(wanted.sides), wanted.resampling, wanted.lengths)
-    results["notes"] += _looks_like_seeds(wanted.sides)
+    sides, notes = read_sides(wanted.sides), _looks_like_seeds(wanted.sides)
+    lengths = wanted.lengths or _official_files(sides, notes)
+    results = compare(sides, wanted.resampling, lengths)
+    results["notes"] += notes
     place = make_directory(wanted.to, "the report")
     draw_comparison(results, place / "comparison.png")
     write_json(place / "comparison.json", results)
@@ -103,7 +108,8 @@ def _length_files(given: dict[str, str]) -> LengthFiles | None:
     if "gamed" not in paths:
         raise EvalError(
             f"{next(iter(paths))}= is of use with gamed=FILE alone: length control needs both. "
-            "Without either, AlpacaEval's minimal fit is compared."
+            "Without either, AlpacaEval's own instructions get its own files, and others its "
+            "minimal fit."
         )
     read_gamed(paths["gamed"])
     order = None
@@ -112,6 +118,19 @@ def _length_files(given: dict[str, str]) -> LengthFiles | None:
         if not all(order):
             raise EvalError(f"{paths['instructions']}: a row has no text under 'instruction'.")
     return LengthFiles(paths["gamed"], paths.get("difficulty"), order)
+
+
+def _official_files(sides: Sequence[Side], notes: list[str]) -> LengthFiles | None:
+    """AlpacaEval's own files where they are at hand and an evaluation is of its instructions."""
+    evaluations = [e for side in sides for member in side.members for e in member.evaluations]
+    if not any(is_official(list(e.annotations)) for e in evaluations):
+        return None
+    try:
+        files = hub_file(GAMED_FILE, "gamed"), hub_file(DIFFICULTY_FILE, "difficulty")
+    except EvalError as error:
+        notes.append(f"Length control is the minimal one, without difficulties: {error}")
+        return None
+    return LengthFiles(*files, official_only=True)
 
 
 def _looks_like_seeds(sides: list[str]) -> list[str]:

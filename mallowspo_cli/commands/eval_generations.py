@@ -7,6 +7,7 @@ from typing import Any
 
 from mallowspo_cli.commands.generate_stage import (
     DISPERSION,
+    GENERATION,
     GENERATIONS,
     generate_stage,
     measure_dispersion,
@@ -175,12 +176,20 @@ def _found(own: dict[str, str], others: list[str]) -> tuple[Path, str | None]:
     return _only(subject), str(subject.run or subject.name)
 
 
+def _source(place: Path) -> str | None:
+    """Where the model came from whose answers lie in a directory."""
+    file = place / GENERATION
+    return read_object(file).get("source") if file.is_file() else None
+
+
 def _only(subject: Evaluated) -> Path:
     """The one directory with generations of a model."""
     if subject.run is not None:
         files = sorted((subject.run / "evaluations").rglob(GENERATIONS))
     else:
         files = sorted(Path("reports").glob(f"*-{subject.name}/**/{GENERATIONS}"))
+        # The name of another model may end in this one's.
+        files = [file for file in files if _source(file.parent) == subject.model.source]
     files = [file for file in files if file.parent.name != AGAINST]
     if len(files) == 1:
         return files[0].parent

@@ -8,7 +8,10 @@ from typing import Any
 from mallowspo_cli.commands.generate_stage import generate_outputs, measure_dispersion
 from mallowspo_cli.commands.judged import (
     OUTPUTS,
+    answers_to,
     check_failures,
+    check_judge,
+    foresee,
     judge_stage,
     judged_annotations,
     made_by,
@@ -78,26 +81,38 @@ def run(words: Sequence[str], dry_run: bool) -> None:
     asked = _read(words)
     stages = ("generate", "judge", "score") if asked.stage == "all" else (asked.stage,)
     pairs = [] if stages == ("score",) else held_out_prompts(asked.dataset, asked.limit)
+    if dry_run:
+        prompts = held_out_prompts(asked.dataset, asked.limit)
+        for _, place in asked.places():
+            sampled = (place / OUTPUTS).is_file()
+            if not sampled:
+                log.info("no answers are sampled yet: the data's stand in for their lengths")
+            found = _pairs(asked, prompts, place) if sampled else _stand_ins(prompts)
+            foresee(found, asked.judge, place)
+        return
+    if "judge" in stages:
+        # Before hours of sampling, not after them.
+        check_judge(asked.judge)
     judged: list[Judged] = []
     summaries: dict[float, dict[str, Any]] = {}
     for temperature, place in asked.places():
         if "generate" in stages:
             _generate(asked, pairs, temperature, place)
         if "judge" in stages:
-            found = _judge(asked, pairs, place, dry_run)
-            if found is not None:
-                judged.append(found)
-        if "score" in stages and not dry_run:
+            judged.append(judge_stage(_pairs(asked, pairs, place), asked.judge, place))
+        if "score" in stages:
             summaries[temperature] = _score(asked, place, temperature)
     if len(summaries) > 1:
         write_temperatures(asked.directory, summaries)
-        log.info("all temperatures: %s", asked.directory / "report.md")
+        log.info("all temperatures: %s", asked.directory / "temperatures.md")
     for found in judged:
         check_failures(found, asked.judge)
 
 
 def _read(words: Sequence[str]) -> _Asked:
     own, rest = only_words(words, NAMES, GROUPS, through=("dataset.", "model."))
+    if "judge" in own and "judge.annotator" in own:
+        raise EvalError("judge= and judge.annotator= name the same; leave one out.")
     own = {"judge.annotator": own.pop("judge", ANNOTATOR), **own}
     for name in ("model", "dataset"):
         if name not in own:
@@ -152,13 +167,15 @@ def _generate(
         measure_dispersion(reference, answers, place)
 
 
-def _judge(
-    asked: _Asked, pairs: Sequence[tuple[Task, PreferencePair]], place: Path, dry_run: bool
-) -> Judged | None:
+def _pairs(
+    asked: _Asked, pairs: Sequence[tuple[Task, PreferencePair]], place: Path
+) -> list[tuple[Output, Output]]:
+    """(other's, model's) answers to the prompts."""
     if not (place / OUTPUTS).is_file():
         raise EvalError(f"{place} holds no {OUTPUTS}. Sample answers first: stage=generate.")
-    wanted = {task.instruction for task, _ in pairs}
-    outputs = [row for row in read_outputs(place / OUTPUTS) if row.instruction in wanted]
+    outputs = read_outputs(place / OUTPUTS)
+    outputs = answers_to([task for task, _ in pairs], outputs, str(place / OUTPUTS))
+    _check_name(outputs, asked.subject.name, place)
     if asked.against is None:
         others = [
             Output(task.instruction, pair.chosen.content.strip(), CHOSEN, task.dataset)
@@ -166,12 +183,39 @@ def _judge(
         ]
     else:
         others = read_outputs(place / "against" / OUTPUTS)
-    return judge_stage(joined(outputs, others, "against"), asked.judge, place, dry_run)
+        _check_name(others, asked.against.name, place / "against")
+    return joined(outputs, others, "against")
+
+
+def _stand_ins(pairs: Sequence[tuple[Task, PreferencePair]]) -> list[tuple[Output, Output]]:
+    """The data's chosen and rejected answers, for an estimate before anything is sampled."""
+    return [
+        (
+            Output(task.instruction, pair.chosen.content, CHOSEN),
+            Output(task.instruction, pair.rejected.content, "rejected"),
+        )
+        for task, pair in pairs
+    ]
+
+
+def _check_name(outputs: Sequence[Output], name: str, place: Path) -> None:
+    """Refuse answers of another model than the words name.
+
+    Raises:
+        EvalError: they are.
+    """
+    if outputs[0].generator != name:
+        raise EvalError(
+            f"{place} holds answers of {outputs[0].generator}, not of {name}. Give another "
+            "output_dir=, or sample again there."
+        )
 
 
 def _score(asked: _Asked, place: Path, temperature: float) -> dict[str, Any]:
     rows = judged_annotations(place)
     reason = "the prompts of a dataset have no known difficulty"
-    about = {"evaluation": f"win rate on {asked.dataset.title}", "temperature": temperature}
+    stages = made_by(place)
+    known = stages.get("generation", {}).get("temperature", temperature)
+    about = {"evaluation": f"win rate on {asked.dataset.title}", "temperature": known}
     data = LengthData(None, None, None, reason)
-    return score_stage(rows, data, place, {**about, **made_by(place)}, [])
+    return score_stage(rows, data, place, {**about, **stages}, [])

@@ -1,5 +1,7 @@
 """The generate stage of an evaluation: from a model and tasks to generations.jsonl."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -100,21 +102,22 @@ def measure_dispersion(
         log.info("prompt dispersion is left out: %s", error)
         return
     name = f"{reference.source} {weights_digest(place)[:8]}"
+    tokenizer = load_tokenizer(place, reference.chat_template)
     wanted = {task.instruction for task, _ in answers}
-    if file.is_file():
-        known = read_object(file)
-        if known.get("reference") == name and wanted <= {*known["entropy"], *known["left_out"]}:
-            return
+    along = [name, reference.dtype.value, tokenizer.chat_template]
+    text = json.dumps([*along, *sorted((task.instruction, answer) for task, answer in answers)])
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    if file.is_file() and read_object(file).get("digest") == digest:
+        return
     device = default_device()
     model = load_model(place, TORCH_DTYPES[reference.dtype], reference.attention)
     scorer = PairScorer(model).to(device).eval()
-    tokenizer = load_tokenizer(place, reference.chat_template)
     longest = getattr(scorer.config, "max_position_embeddings", None) or LONGEST
     found = prompt_entropy(scorer, tokenizer, answers, PACK_TOKENS, longest, device)
     left_out = sorted(wanted - set(found))
     if left_out:
         log.info("prompt dispersion: %d of %d left out", len(left_out), len(wanted))
-    write_json(file, {"reference": name, "entropy": found, "left_out": left_out})
+    write_json(file, {"reference": name, "digest": digest, "entropy": found, "left_out": left_out})
 
 
 def _resolved(options: GenerateOptions) -> GenerateOptions:

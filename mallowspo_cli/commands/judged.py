@@ -1,7 +1,7 @@
 """The stages that `eval alpacaeval` and `eval winrate` share."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mallowspo_cli.evaluation.judges.judging import (
     settings,
 )
 from mallowspo_cli.evaluation.outputs import Annotation, Output, read_annotations, read_object
+from mallowspo_cli.evaluation.sampling.tasks import Task
 from mallowspo_cli.evaluation.win_rates.summary import LengthData, summarise
 from mallowspo_cli.files import make_directory, write_json
 from mallowspo_cli.report.win_rates import print_summary, write_win_rates
@@ -59,21 +60,88 @@ def path_of(own: Mapping[str, str], name: str) -> Path | None:
     return path
 
 
-def judge_stage(
-    pairs: Sequence[tuple[Output, Output]],
-    options: JudgeOptions,
-    directory: Path,
-    dry_run: bool,
-) -> Judged | None:
-    """Judge (baseline's, model's) answers; writes annotations.json and judge.json.
+def check_judge(options: JudgeOptions) -> None:
+    """Find out what can be known before anything is asked.
 
-    With `dry_run` it only says what that would take, and returns None.
+    Raises:
+        EvalError: no such annotator, no key, no model, or a package that is missing.
+    """
+    annotator = find_annotator(options.annotator)
+    if options.engine == "endpoint":
+        _judge(annotator, options)
+
+
+def foresee(pairs: Sequence[tuple[Output, Output]], options: JudgeOptions, directory: Path) -> None:
+    """Say what judging these (baseline's, model's) answers would still take; ask nothing."""
+    annotator = find_annotator(options.annotator)
+    name, file = _name(annotator, options), directory / JUDGEMENTS
+    done: Collection[str] = ()
+    if file.is_file():
+        try:
+            with Journal(file, settings(annotator, name, options)) as journal:
+                done = answered(journal.lines)
+        except EvalError:
+            log.info("%s holds another judge's answers: these count as not judged", file)
+    log.info("%s", _told(estimate(_asked(pairs), annotator, options, done), name, options))
+
+
+def answers_to(tasks: Sequence[Task], outputs: Sequence[Output], where: str) -> list[Output]:
+    """The answers to these tasks, in the order of `outputs`.
+
+    Raises:
+        EvalError: some are not answered.
+    """
+    wanted = {task.instruction for task in tasks}
+    found = [row for row in outputs if row.instruction in wanted]
+    if len(found) < len(wanted):
+        raise EvalError(
+            f"{where} answers {len(found)} of the {len(wanted)} prompts. Sample the others "
+            "(stage=generate), or give the eval.limit that it was sampled with."
+        )
+    return found
+
+
+def judge_stage(
+    pairs: Sequence[tuple[Output, Output]], options: JudgeOptions, directory: Path
+) -> Judged:
+    """Judge (baseline's, model's) answers; writes annotations.json and judge.json.
 
     Raises:
         EvalError: the judge cannot be asked; what it has answered stays.
     """
-    annotator = find_annotator(options.annotator)
-    asked = [
+    if not pairs:
+        raise EvalError("there is no answer to judge. Sample some: stage=generate.")
+    annotator, asked = find_annotator(options.annotator), _asked(pairs)
+    name = _name(annotator, options)
+    make_directory(directory, "the evaluation")
+    with Journal(directory / JUDGEMENTS, settings(annotator, name, options)) as journal:
+        needed = estimate(asked, annotator, options, answered(journal.lines))
+        log.info("%s", _told(needed, name, options))
+        found = judge_pairs(asked, annotator, _judge(annotator, options), options, journal)
+    rows = [row.as_dict() for row in found.annotations]
+    about = {
+        key: value for key, value in asdict(found).items() if key not in ("annotations", "asked")
+    }
+    write_json(directory / ANNOTATIONS, rows)
+    write_json(
+        directory / JUDGE,
+        {
+            "annotator": rows[0]["annotator"],
+            "source": annotator.source,
+            "model": name,
+            "server": options.base_url if options.engine == "endpoint" else None,
+            "swap": options.swap,
+            "seed": options.seed,
+            "pairs": len(rows),
+            "failed_share": found.failed_share,
+            **about,
+        },
+    )
+    return found
+
+
+def _asked(pairs: Sequence[tuple[Output, Output]]) -> list[Pair]:
+    return [
         Pair(
             theirs.instruction,
             theirs.output,
@@ -84,36 +152,10 @@ def judge_stage(
         )
         for theirs, ours in pairs
     ]
-    judge = None if dry_run else _judge(annotator, options)
-    name = options.model or annotator.model or "a judge"
-    make_directory(directory, "the evaluation")
-    with Journal(directory / JUDGEMENTS, settings(annotator, name, options)) as journal:
-        needed = estimate(asked, annotator, options, answered(journal.lines))
-        log.info("%s", _told(needed, name, options))
-        if judge is None:
-            return None
-        found = judge_pairs(asked, annotator, judge, options, journal)
-    rows = [row.as_dict() for row in found.annotations]
-    write_json(directory / ANNOTATIONS, rows)
-    write_json(
-        directory / JUDGE,
-        {
-            "annotator": found.annotations[0].annotator,
-            "source": annotator.source,
-            "model": name,
-            "swap": options.swap,
-            "pairs": len(rows),
-            "failed_share": found.failed_share,
-            "order_agreement": found.order_agreement,
-            "first_shown_wins": found.first_shown_wins,
-            "broken_spellings": found.broken_spellings,
-            "input_tokens": found.input_tokens,
-            "output_tokens": found.output_tokens,
-            "cost": found.cost,
-            "failures": [asdict(failure) for failure in found.failures],
-        },
-    )
-    return found
+
+
+def _name(annotator: Annotator, options: JudgeOptions) -> str:
+    return options.model or annotator.model or "a judge"
 
 
 def check_failures(found: Judged, options: JudgeOptions) -> None:
@@ -222,8 +264,8 @@ def _told(needed: Estimate, name: str, options: JudgeOptions) -> str:
     if needed.requests == 0:
         return f"judging: all answers of {name} are there"
     cost = "price unknown" if needed.cost is None else f"{needed.cost:.2f} US dollars at most"
-    if options.local:
-        cost = "no cost"
+    if options.local and options.price is None:
+        cost = "no price"
     seconds = needed.seconds
     time = "" if seconds is None else f", some {max(1, round(seconds / 60))} min"
     return (

@@ -55,9 +55,15 @@ def find_model(model: str, words: list[str] | None = None) -> Evaluated:
         check_finished(directory)
         recipe = load_recipe(str(directory / "recipe.yaml")).recipe
         config = ModelConfig(source=str(directory / "model"), dtype=recipe.model.dtype)
-        return Evaluated(directory.resolve().name, config, directory, recipe)
+        return Evaluated(run_name(directory), config, directory, recipe)
     check_named(model, directory)
     return Evaluated(clean_name(model), bare_model(model, words), None, None)
+
+
+def run_name(directory: Path) -> str:
+    """Its directory's name; with that of the configuration where it is one of several seeds."""
+    place = directory.resolve()
+    return f"{place.parent.name}-{place.name}" if place.name.startswith("seed") else place.name
 
 
 def is_run(directory: Path) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mallowspo_cli import dispersion
 from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.distributed import progress
+from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.statistics import TERCILES, bootstrap_interval
 from mallowspo_cli.files import whole_file
 from mallowspo_cli.objectives.base import Objective, PairScores
@@ -143,6 +144,9 @@ def score_pairs(
         pairs: N pairs, all shown to `reference` before.
         share: this process and the number of those that share the work.
         gather: joins a list of each process to one in all of them.
+
+    Raises:
+        EvalError: a reward is not finite; in all processes.
     """
     (packs,) = pack(lengths_of(pairs), pack_tokens, layout=layout)
     process, processes = share
@@ -182,6 +186,7 @@ def score_pairs(
     columns = {k: v[torch.argsort(torch.tensor(order))] for k, v in columns.items()}
     # By the estimate in every mode, so that a control and a treatment have the same strata.
     ids = [p.pair_id for p in pairs]
+    _check_finite(columns, ids)
     weights = reference.estimates(ids) if reference is not None else None
     return ScoredPairs(ids, [_prompt_key(p) for p in pairs], columns, weights)
 
@@ -189,6 +194,24 @@ def score_pairs(
 def win_indicator(margins: Tensor) -> Tensor:
     """1 where the chosen reward is above, 0 below, 1/2 where both are equal."""
     return (margins > 0).to(margins.dtype) + 0.5 * (margins == 0).to(margins.dtype)
+
+
+def _check_finite(columns: dict[str, Tensor], ids: Sequence[str]) -> None:
+    """A reward that is no number would count as a loss."""
+
+    def broken(what: str) -> list[str]:
+        finite = torch.isfinite(columns[f"chosen_{what}"] + columns[f"rejected_{what}"])
+        return [pair_id for pair_id, fine in zip(ids, finite.tolist(), strict=True) if not fine]
+
+    of_model, of_all = broken("logp"), broken("reward")
+    if found := of_model or of_all:
+        what = "the model's log-probs" if of_model else "rewards against the reference"
+        raise EvalError(
+            f"{what} are not finite for {len(found)} of {len(ids)} held-out pairs, such as "
+            f"{', '.join(found[:3])}; expected numbers, as accuracy would count them as losses. "
+            "Try train.precision=fp32; if that does not help, the weights are broken: take an "
+            "earlier checkpoint."
+        )
 
 
 def _summarise(scored: ScoredPairs) -> PreferenceReport:

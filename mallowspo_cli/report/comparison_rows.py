@@ -6,6 +6,7 @@ from typing import Any
 
 FEW_PROMPTS = 50
 """With fewer, the bootstrap's p is too small (measured: evaluation/comparing/paired.py)."""
+SIGNIFICANT = 0.05
 
 HEAD = ["second - first", "first", "second", "difference [95%]", "p", "Holm", "sign test"]
 BASIS_HEAD = ["second - first", "prompts", "left out", "std. error", "df", "detectable"]
@@ -146,6 +147,27 @@ def cautions(results: Values) -> list[str]:
             )
         if counts == [1, 2]:
             found.append(f"{told}: two seeds say little of how seeds vary. Train a third.")
+    return found + _coarse(results)
+
+
+def _coarse(results: Values) -> list[str]:
+    """Metrics with too few resamples for as many comparisons."""
+    found = []
+    for metric in results["metrics"]:
+        controlled = "unpenalised" in metric["pairs"][0]
+        key, word = ("length_controlled", "bootstrap_lc") if controlled else ("means", "bootstrap")
+        tested = [pair["difference"] for pair in metric["pairs"]]
+        tested = [each for each in tested if each["p"] is not None]
+        # With several seeds p is a t distribution's, and as small as it may be.
+        counted = [each for each in tested if each["degrees_of_freedom"] is None]
+        resamples = results["resampling"][key]
+        if counted and len(tested) / (resamples + 1) > SIGNIFICANT:
+            enough = round(len(tested) / SIGNIFICANT)
+            found.append(
+                f"{title(metric, results['metrics'])}: with {resamples:,} resamples and "
+                f"{len(tested)} comparisons Holm's p cannot be below {SIGNIFICANT:g}. Take "
+                f"{word}={enough} or more."
+            )
     return found
 
 

@@ -13,9 +13,9 @@ PICTURE = "temperatures.png"
 
 
 def write_temperatures(directory: Path, summaries: Mapping[float, dict[str, Any]]) -> None:
-    """Write summary.json, report.md and a picture of a sweep; its parts have their own."""
+    """Write temperatures.json, temperatures.md and a picture of a sweep."""
     ordered = dict(sorted(summaries.items()))
-    write_json(directory / "summary.json", {f"{t:g}": s for t, s in ordered.items()})
+    write_json(directory / "temperatures.json", {f"{t:g}": s for t, s in ordered.items()})
     with whole_file(directory / PICTURE) as temporary:
         picture = temporary.with_suffix(".png")
         save_picture(lambda axes: _curve(axes, ordered), picture)
@@ -32,7 +32,9 @@ def write_temperatures(directory: Path, summaries: Mapping[float, dict[str, Any]
         f"| {s['n_total']} | {s['avg_length']:.0f} |"
         for t, s in ordered.items()
     ]
-    write_text(directory / "report.md", "\n".join([*lines, "", f"![win rates]({PICTURE})", ""]))
+    write_text(
+        directory / "temperatures.md", "\n".join([*lines, "", f"![win rates]({PICTURE})", ""])
+    )
 
 
 def _curve(axes: Axes, summaries: Mapping[float, dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """The report of a judged evaluation: summary table, report.md and a picture."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("discrete win rate", f"{summary['discrete_win_rate']:.2f} %"))
     for key, name in (
         ("length_controlled", "length-controlled win rate"),
+        ("length_controlled_noreg", "length-controlled win rate, no gamed rows"),
         ("length_controlled_minimal", "length-controlled win rate, minimal"),
     ):
         if summary.get(f"{key}_winrate") is not None:
@@ -120,14 +122,16 @@ def _cell(text: str) -> str:
 
 def _with_interval(summary: dict[str, Any], key: str, error: str) -> str:
     low, high = summary[f"{key}_low"], summary[f"{key}_high"]
-    spread = "" if summary.get(error) is None else f" ± {summary[error]:.2f}"
-    return f"{summary[key]:.2f}{spread} % [{low:.2f}, {high:.2f}]"
+    spread = summary.get(error)
+    told = "" if spread is None or math.isnan(spread) else f" ± {spread:.2f}"
+    return f"{summary[key]:.2f}{told} % [{low:.2f}, {high:.2f}]"
 
 
 def _bars(axes: Axes, summary: dict[str, Any]) -> None:
     names = {
         "win_rate": "win rate",
         "length_controlled_winrate": "length-controlled",
+        "length_controlled_noreg_winrate": "length-controlled\n(no gamed rows)",
         "length_controlled_minimal_winrate": "length-controlled\n(minimal)",
     }
     present = [key for key in names if summary.get(key) is not None]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mallowspo_cli.commands.subject import run_name
 from mallowspo_cli.evaluation.outputs import read_annotations
 from tests.commands.conftest import Command
 from tests.evaluation.judges.judge_server import Answer, JudgeServer, Request, completion, serving
@@ -129,11 +130,45 @@ def test_other_sampling_over_the_same_answers_is_refused(
 def test_a_dry_run_says_what_it_would_take_and_asks_nothing(
     mallowspo: Command, words: list[str], judge: JudgeServer, tmp_path: Path
 ) -> None:
-    done = mallowspo(*words, "--dry-run", "judge.price=2,8")
+    done = mallowspo(*words, "--dry-run")
     assert done.code == 0, done.err
     assert "8 questions to scripted" in done.err
-    assert judge.seen == []
-    assert not (tmp_path / "out" / "summary.json").exists()
+    assert "the baseline's stand in" in done.err
+    assert not (tmp_path / "out").exists()
+    assert mallowspo(*words).code == 0
+    asked = len(judge.seen)
+    again = mallowspo(*words, "--dry-run")
+    assert "all answers of scripted are there" in again.err
+    assert len(judge.seen) == asked
+
+
+def test_what_cannot_be_judged_is_said_before_anything_is_sampled(
+    mallowspo: Command, words: list[str], tmp_path: Path
+) -> None:
+    for change, said in (
+        (["judge=pairwise_chioce"], "pairwise_choice"),
+        (["judge.base_url=https://api.openai.com/v1", "judge.api_key_env=NO_SUCH"], "NO_SUCH"),
+        (["baseline=none.json"], "there is no such file"),
+    ):
+        named = {word.partition("=")[0] for word in change}
+        kept = [word for word in words if word.partition("=")[0] not in named]
+        done = mallowspo(*kept, *change)
+        assert done.code == 2
+        assert said in done.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_instructions_alone_can_be_answered_but_not_judged(
+    mallowspo: Command, words: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "instructions.json"
+    file.write_text(json.dumps([{"instruction": "Say one."}, {"instruction": "Say two."}]))
+    done = mallowspo(*words, "stage=generate", "reference=tiny_random")
+    assert done.code == 0, done.err
+    assert "prompt dispersion is left out" in done.err
+    refused = mallowspo(*words)
+    assert refused.code == 2
+    assert "baseline=FILE" in refused.err
 
 
 def test_no_key_no_question(
@@ -207,6 +242,38 @@ def test_an_answer_that_speaks_to_the_judge_changes_neither_roles_nor_order(
         assert "<|im_end|>" not in seen.texts[-1]
         assert seen.texts[-1].count("{output_1}") == 1
     assert summary(tmp_path)["win_rate"] == pytest.approx(50)
+
+
+def test_answers_to_too_few_instructions_are_refused(
+    mallowspo: Command, words: list[str], tmp_path: Path
+) -> None:
+    assert mallowspo(*words, "stage=generate", "eval.limit=3").code == 0
+    done = mallowspo(*words, "stage=judge")
+    assert done.code == 2
+    assert "answers 3 of the 8 prompts" in done.err
+    assert mallowspo(*words, "stage=judge", "eval.limit=3").code == 0
+
+
+def test_another_baseline_measures_the_prompts_dispersion_anew(
+    mallowspo: Command, words: list[str], tmp_path: Path
+) -> None:
+    other = [
+        {**row, "output": row["output"] + " and more", "generator": "b"} for row in INSTRUCTIONS
+    ]
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    found = []
+    for baseline in ([], ["baseline=other.json"]):
+        done = mallowspo(*words, "stage=generate", "reference=tiny_random", *baseline)
+        assert done.code == 0, done.err
+        found.append(json.loads((tmp_path / "out" / "dispersion.json").read_text())["entropy"])
+    assert found[0].keys() == found[1].keys()
+    assert all(found[0][key] != found[1][key] for key in found[0])
+
+
+def test_seeds_of_two_configurations_have_names_of_their_own(tmp_path: Path) -> None:
+    assert run_name(tmp_path / "phi" / "seed0") == "phi-seed0"
+    assert run_name(tmp_path / "dpo" / "seed0") == "dpo-seed0"
+    assert run_name(tmp_path / "phi") == "phi"
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -284,11 +351,15 @@ def test_difficulties_that_cannot_be_told_are_refused(mallowspo: Command, tmp_pa
         (["model=tiny_random", "instructions=none.json"], "there is no such file"),
         (["model=tiny_random", "judge.base_url=http://me:pw@host/v1"], "holds a user"),
         (["stage=score", "output_dir=nothing"], "Judge first: stage=judge"),
+        (["annotations=here.json", "stage=all", "model=tiny_random"], "give stage=score"),
+        (["outputs=here.json", "model=tiny_random"], "leave model= out"),
+        (["model=tiny_random", "judge=a", "judge.annotator=b"], "leave one out"),
     ],
 )
 def test_words_that_cannot_be_used_get_one_line(
-    mallowspo: Command, words: list[str], said: str
+    mallowspo: Command, words: list[str], said: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "here.json").write_text("[{}]")
     done = mallowspo("eval", "alpacaeval", *words)
     assert done.code == 2
     assert said in done.err

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from mallowspo_cli.commands.eval_compare import compare_words, run
-from mallowspo_cli.errors import MallowsPOError
+from mallowspo_cli.errors import EvalError, MallowsPOError
+from mallowspo_cli.evaluation.win_rates.alpacaeval import DIFFICULTY_FILE, GAMED_FILE
+from mallowspo_cli.evaluation.win_rates.difficulty import digest
 from tests.evaluation.comparing.compared import (
     annotation,
+    model_rows,
     write_annotations,
     write_dispersion,
     write_run,
@@ -112,6 +115,41 @@ def test_few_prompts_and_few_seeds_are_warned_of(compare: Compare, tmp_path: Pat
         write_run(tmp_path / name, seed, count=20)
     assert "only 20 prompts, so p is too small" in compare("a", "b1")
     assert "two seeds say little of how seeds vary" in compare("a", "b*")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_alpacaevals_own_files_serve_where_they_are_at_hand(
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    texts = [f"Instruction {i}" for i in range(60)]
+    order = tmp_path / "order.txt"
+    order.write_text("\n".join(map(digest, texts)))
+    monkeypatch.setattr("mallowspo_cli.evaluation.win_rates.difficulty.OFFICIAL_ORDER", order)
+    rows = [f"{i},{math.cos(i)}" for i in range(60)]
+    (tmp_path / DIFFICULTY_FILE).write_text("\n".join(["index,instruction_difficulty", *rows]))
+    rows = [f"{i},0.{i % 7},{(-1) ** i},{math.cos(i)}" for i in range(60)]
+    head = "index,preference,std_delta_len,instruction_difficulty"
+    (tmp_path / GAMED_FILE).write_text("\n".join([head, *rows]))
+
+    def hub_file(name: str, instead: str) -> Path:
+        if not cached:
+            raise EvalError(f"{name} is not there. Give a local file: {instead}=FILE.")
+        return tmp_path / name
+
+    monkeypatch.setattr("mallowspo_cli.commands.eval_compare.hub_file", hub_file)
+    for seed, name in enumerate("xy"):
+        write_run(tmp_path / name, seed)
+        other = [{**row, "instruction": f"Mine {row['instruction']}"} for row in model_rows(seed)]
+        write_annotations(tmp_path / name / "evaluations" / "winrate", other)
+    out = compare("x", "y", "to=out")
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    metrics = {(m["metric"], m["evaluation"]) for m in found["metrics"]}
+    full = ("length-controlled win rate", "alpacaeval")
+    minimal = "length-controlled win rate (minimal, unpenalised)"
+    assert (full in metrics) == cached
+    assert ((minimal, "alpacaeval") in metrics) != cached
+    assert (minimal, "winrate") in metrics
+    assert ("gamed=FILE" in out) != cached
 
 
 def test_names_do_not_break_the_report(compare: Compare, tmp_path: Path) -> None:

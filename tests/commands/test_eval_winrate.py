@@ -59,7 +59,7 @@ def test_against_another_model_at_several_temperatures(
 ) -> None:
     done = mallowspo(*words, "against=tiny_random", "temperatures=0,1", "eval.limit=3")
     assert done.code == 0, done.err
-    sweep = json.loads((tmp_path / "out" / "summary.json").read_text())
+    sweep = json.loads((tmp_path / "out" / "temperatures.json").read_text())
     assert list(sweep) == ["0", "1"]
     for name, summary in sweep.items():
         place = tmp_path / "out" / f"temperature-{name}"
@@ -67,7 +67,7 @@ def test_against_another_model_at_several_temperatures(
         assert (place / "against" / "model_outputs.json").is_file()
     # The same model and the same random streams: each answer is its own rival's.
     assert sweep["1"]["win_rate"] == sweep["0"]["win_rate"] == 50
-    assert "| 1 | 50.00 |" in (tmp_path / "out" / "report.md").read_text()
+    assert "| 1 | 50.00 |" in (tmp_path / "out" / "temperatures.md").read_text()
     assert (tmp_path / "out" / "temperatures.png").is_file()
 
 
@@ -85,6 +85,25 @@ def test_the_limit_takes_the_same_prompts_for_every_model(
         found.append([row["instruction"] for row in rows])
     assert found[0] == found[1]
     assert len(found[0]) == 2
+
+
+def test_a_dry_run_takes_the_datas_answers_for_those_not_sampled(
+    mallowspo: Command, words: list[str], judge: JudgeServer, tmp_path: Path
+) -> None:
+    done = mallowspo(*words, "--dry-run")
+    assert done.code == 0, done.err
+    assert "5 questions to scripted" in done.err
+    assert judge.seen == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rescored_evaluation_keeps_the_temperature_it_was_sampled_at(
+    mallowspo: Command, words: list[str], tmp_path: Path
+) -> None:
+    assert mallowspo(*words, "generate.temperature=1.3").code == 0
+    assert mallowspo(*words, "stage=score").code == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["temperature"] == 1.3
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mallowspo_cli.data.tokenize import TokenizedPair
+from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.preference import (
     PreferenceReport,
     evaluate_preferences,
@@ -287,6 +288,26 @@ def test_the_table_of_pairs_has_no_weights_without_a_reference(tmp_path: Path) -
     scored = score_pairs(scorer(), PAIRS, SimPO(), None, 4096, CPU, Layout.shared)
     scored.write(tmp_path / "pairs.parquet")
     assert pq.read_table(tmp_path / "pairs.parquet")["weight"].to_pylist() == [None] * 6
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_log_probs_that_are_not_finite_are_no_losses(value: float) -> None:
+    chosen = [value, -12.0, value, value, -5.0, value]
+    with pytest.raises(
+        EvalError, match=r"model's log-probs .* 4 of 6 .* pair-0, pair-2, pair-3; expected"
+    ):
+        report(None, SimPO(), score=scorer(chosen))
+
+
+def test_rewards_against_a_broken_reference_are_told(reference: Reference) -> None:
+    class Broken(DPO):
+        def __call__(self, *arguments: Any) -> Any:
+            found = super().__call__(*arguments)
+            found.rejected_rewards[:1] = math.nan
+            return found
+
+    with pytest.raises(EvalError, match=r"rewards against the reference .* 1 of 6 .*pair-"):
+        report(reference, Broken(beta=BETA))
 
 
 def test_a_win_counts_one_a_tie_half_a_loss_nothing() -> None:

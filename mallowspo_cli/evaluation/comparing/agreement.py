@@ -14,12 +14,15 @@ from mallowspo_cli.evaluation.outputs import DRAW
 
 
 def agreements(sides: Sequence[Side], resampling: Resampling) -> list[dict[str, Any]]:
-    """How far any two judges agree on the very same answers, whoever gave them."""
+    """How far any two judges agree on the very same answers, whoever gave them.
+
+    Answers equal to the baseline's are left out: they are draws that no judge was asked about.
+    """
     verdicts: dict[str, dict[tuple[str, str, str], int]] = {}
     for evaluation in (e for s in sides for m in s.members for e in m.evaluations):
         of_judge = verdicts.setdefault(evaluation.judge, {})
         for row in evaluation.annotations.values():
-            if not np.isnan(row.preference):
+            if not np.isnan(row.preference) and row.output_1 != row.output_2:
                 answers = (row.instruction, row.output_1, row.output_2)
                 of_judge.setdefault(answers, int(np.sign(row.preference - DRAW)) + 1)
     found = []

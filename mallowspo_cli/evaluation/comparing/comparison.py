@@ -10,6 +10,7 @@ import numpy as np
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.comparing.agreement import agreements
 from mallowspo_cli.evaluation.comparing.lengths import (
+    UNPENALISED,
     Calibration,
     LengthFiles,
     compared_length_control,
@@ -23,14 +24,19 @@ from mallowspo_cli.evaluation.comparing.matching import (
     differing,
     matched_evaluations,
     matched_rankings,
+    unchecked_judge,
 )
 from mallowspo_cli.evaluation.comparing.metrics import Resampling, compared_means, terciles
 from mallowspo_cli.evaluation.comparing.paired import LEVEL, holm
 from mallowspo_cli.evaluation.comparing.sides import Evaluation, Ranked, Side
 from mallowspo_cli.evaluation.outputs import BASE_WINS, DRAW
+from mallowspo_cli.evaluation.win_rates.difficulty import is_official
 
 WIN_RATE, DISCRETE, ACCURACY = "win rate", "discrete win rate", "preference accuracy"
 CONTROLLED = "length-controlled win rate"
+MINIMAL = f"{CONTROLLED} (minimal, unpenalised)"
+AGREE = 0.01
+"""Entropies, or weights w, of the same text that differ by more (relative) are not the same."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,8 @@ class Context:
     sides: Sequence[Side]
     resampling: Resampling
     lengths: LengthFiles | None
-    entropies: Mapping[str, float]
-    """By instruction."""
+    entropies: Mapping[tuple[str, str], float]
+    """By instruction and the baseline's answer."""
     notes: list[str]
     """Of what is not compared, and why; grows."""
 
@@ -71,6 +77,12 @@ def compare(
     metrics = [metric for metric in metrics if metric["pairs"]]
     if not metrics:
         raise EvalError(f"nothing can be compared: {' '.join(notes)}")
+    if any(metric["metric"] == MINIMAL for metric in metrics):
+        notes.append(
+            f"Length-controlled win rates (minimal) are fitted without a penalty (C = "
+            f"{UNPENALISED:,.0f}), as a penalty pulls both sides to 50 % and hides their "
+            "difference. They can so differ a little from those in summary.json."
+        )
     for metric in metrics:
         _correct(metric["pairs"])
     return {
@@ -89,7 +101,7 @@ def compare(
 def _judged(context: Context, match: Match[Evaluation]) -> dict[str, list[dict[str, Any]]]:
     """Comparisons of all pairs of sides, by the name of the win rate."""
     calibration = _calibration(context, match)
-    controlled = CONTROLLED if calibration else f"{CONTROLLED} (minimal)"
+    controlled = CONTROLLED if calibration else MINIMAL
     found: dict[str, list[dict[str, Any]]] = {WIN_RATE: [], controlled: [], DISCRETE: []}
     for pair in combinations(sorted(match.of), 2):
         first, second = (list(match.of[index].values()) for index in pair)
@@ -100,7 +112,8 @@ def _judged(context: Context, match: Match[Evaluation]) -> dict[str, list[dict[s
             [[e.annotations[text] for text in shared] for e in side] for side in (first, second)
         ]
         preferences = [np.array([[r.preference for r in e] for e in side]) for side in rows]
-        entropies = np.array([context.entropies.get(text, np.nan) for text in shared])
+        asked = [(row.instruction, row.output_1) for row in rows[0][0]]
+        entropies = np.array([context.entropies.get(key, np.nan) for key in asked])
         results = {
             WIN_RATE: compared_means(
                 [each - BASE_WINS for each in preferences],
@@ -120,6 +133,13 @@ def _judged(context: Context, match: Match[Evaluation]) -> dict[str, list[dict[s
             results[controlled] = compared_length_control(judged, context.resampling)
         except EvalError as error:
             context.notes.append(f"{_told(context, match, pair)}: no {CONTROLLED}: {error}")
+        if calibration and results.get(controlled, {}).get("unpenalised"):
+            context.notes.append(
+                f"{_told(context, match, pair)}: the penalty that cross-validation chose left a "
+                "model without a coefficient of its own, so all length-controlled win rates are "
+                f"fitted without one (C = {UNPENALISED:,.0f}). They differ from those in "
+                "summary.json."
+            )
         known = [set().union(*(e.annotations for e in side)) for side in (first, second)]
         for name, result in results.items():
             found[name].append(_named(context, match, pair, result, known, len(shared)))
@@ -155,6 +175,11 @@ def _shared_instructions(
         return []
     if differ := differing(evaluations, SAMPLING, "sampling"):
         context.notes.append(f"{told}: answers were sampled otherwise ({differ}).")
+    if reason := unchecked_judge(evaluations):
+        context.notes.append(
+            f"{told}: it was not checked that the judges are the same: {reason}. Compare only "
+            "what you know to be judged alike."
+        )
     orders = [[text for text in texts if text in shared] for texts in judged]
     return orders[0] if all(order == orders[0] for order in orders) else sorted(shared)
 
@@ -173,6 +198,13 @@ def _ranked(context: Context, match: Match[Ranked]) -> list[dict[str, Any]]:
         wins = [np.array([[one.pairs[key][1] for key in shared] for one in side]) for side in sides]
         weights = [np.array([table[key][2] for key in shared]) for table in tables]
         known = next((w for w in weights if not np.isnan(w).all()), weights[0])
+        # NaN differs from nothing.
+        apart = np.any([np.abs(w - known) > AGREE * np.abs(known) for w in weights], axis=0)
+        if apart.any():
+            context.notes.append(
+                f"{_told(context, match, pair)}: w differs for {int(apart.sum())} of {len(shared)} "
+                "held-out pairs, so it is of other references. Terciles go by the first table's."
+            )
         prompts = [tables[0][key][0] for key in shared]
         result = compared_means(wins, prompts, terciles(known), context.resampling)
         every = [set().union(*(one.pairs for one in side)) for side in sides]
@@ -224,6 +256,8 @@ def _calibration(context: Context, match: Match[Evaluation]) -> Calibration | No
     if context.lengths is None:
         return None
     texts = {t: None for of in match.of.values() for e in of.values() for t in e.annotations}
+    if context.lengths.official_only and not is_official(list(texts)):
+        return None
     try:
         return read_calibration(context.lengths, list(texts))
     except EvalError as error:
@@ -233,16 +267,31 @@ def _calibration(context: Context, match: Match[Evaluation]) -> Calibration | No
         return None
 
 
-def _entropies(sides: Sequence[Side], notes: list[str]) -> tuple[str | None, dict[str, float]]:
-    """Entropies by instruction under the first reference model that any evaluation names."""
-    found: dict[str, float] = {}
+def _entropies(
+    sides: Sequence[Side], notes: list[str]
+) -> tuple[str | None, dict[tuple[str, str], float]]:
+    """Entropies under the first reference model that any evaluation names.
+
+    They are of a baseline's answers: another baseline has others for the same instructions.
+    """
+    found: dict[tuple[str, str], float] = {}
     known = [e for s in sides for m in s.members for e in m.evaluations if e.entropies]
     for evaluation in known:
-        if evaluation.reference == known[0].reference:
-            found = {**evaluation.entropies, **found}
-        else:
+        file = evaluation.place.parent / "dispersion.json"
+        if evaluation.reference != known[0].reference:
             notes.append(
-                f"{evaluation.place.parent / 'dispersion.json'} is not used: its entropies are of "
-                f"{evaluation.reference}, others of {known[0].reference}."
+                f"{file} is not used: its entropies are of {evaluation.reference}, others of "
+                f"{known[0].reference}."
+            )
+            continue
+        differ = 0
+        for text, value in evaluation.entropies.items():
+            if row := evaluation.annotations.get(text):
+                first = found.setdefault((text, row.output_1), value)
+                differ += abs(value - first) > AGREE * first
+        if differ:
+            notes.append(
+                f"{file} has other entropies than the directories before it for {differ} of the "
+                "same instructions and baseline's answers. Theirs are used."
             )
     return known[0].reference if known else None, found

@@ -12,6 +12,8 @@ SAMPLING = ("temperature", "top_p", "top_k", "max_tokens")
 """Settings of generations.jsonl that are worth a note where they differ."""
 JUDGING = ("digest", "judge", "engine", "swap")
 """Settings of judgements.jsonl that have to be equal; digest: of the judge's prompt and parser."""
+UNNAMED = "unknown"
+"""The judge of an annotations.json that names none."""
 
 
 @dataclass(frozen=True)
@@ -97,3 +99,13 @@ def differing(evaluations: Sequence[Evaluation], keys: Sequence[str], which: str
         if len(set(known)) > 1:
             told.append(f"{key} {' and '.join(dict.fromkeys(known))}")
     return "; ".join(told) or None
+
+
+def unchecked_judge(evaluations: Sequence[Evaluation]) -> str | None:
+    """Why it cannot be told whether all were judged alike; None where it can."""
+    if any(evaluation.judge == UNNAMED for evaluation in evaluations):
+        return "an annotations.json names no annotator"
+    without = [e.place.parent for e in evaluations if not e.settings]
+    if without and len(without) < len(evaluations):
+        return f"no judgements.jsonl lies in {', '.join(map(str, without))}"
+    return None

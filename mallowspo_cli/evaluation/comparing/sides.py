@@ -182,7 +182,7 @@ def read_pairs(path: Path, root: Path | None = None) -> Ranked:
     """A parquet file of `mallowspo eval preferences`; `root` as in `read_evaluation`.
 
     Raises:
-        EvalError: it cannot be read, or lacks a column.
+        EvalError: it cannot be read, lacks a column, or has a win that is not within 0 to 1.
     """
     columns = ("pair_id", "prompt", "win", "weight")
     try:
@@ -197,6 +197,12 @@ def read_pairs(path: Path, root: Path | None = None) -> Ranked:
         ) from error
     if not ids:
         raise EvalError(f"{path} holds no pair.")
+    # NaN is in no range.
+    if wrong := [row for row, win in enumerate(numbers) if not 0 <= win <= 1]:
+        raise EvalError(
+            f"{path}: 'win' is {numbers[wrong[0]]:g} for {len(wrong)} of {len(ids)} pairs, such as "
+            f"{ids[wrong[0]]}; expected 0 to 1. Write it anew: mallowspo eval preferences."
+        )
     seen: Counter[str] = Counter()
     pairs = {}
     for pair_id, *values in zip(ids, prompts, numbers, known, strict=True):

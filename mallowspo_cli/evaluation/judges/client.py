@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import re
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
 from mallowspo_cli.errors import EvalError, first_line
-from mallowspo_cli.evaluation.judges.options import JudgeOptions, is_loopback
+from mallowspo_cli.evaluation.judges.options import JudgeOptions, is_loopback, is_openai
 from mallowspo_cli.evaluation.judges.replies import Unreadable
 from mallowspo_cli.evaluation.outputs import printable
 
@@ -19,6 +21,10 @@ MAX_SAID = 200
 NO_KEY = "none"
 """What a server gets that needs no key: the client insists on one."""
 BODY = "mallowspo.body"
+STREAMED = "X-Stainless-Raw-Response"
+ESCAPES = 8
+"""So many backslashes before a character of the key are known as its escape."""
+LONGEST_ESCAPE = ESCAPES + len("U00000061")
 
 
 class Refused(Exception):  # noqa: N818 - an answer of the server, handled by the caller
@@ -50,7 +56,7 @@ class JudgeClient:
 
     def __init__(self, options: JudgeOptions, api_key: str | None):
         self._openai, self._key = openai_package(), api_key
-        self._timeout = options.timeout
+        self._timeout, self.redact = options.timeout, redactor(api_key)
         here = is_loopback(options.base_url)
         try:
             http = self._openai.DefaultAsyncHttpxClient(
@@ -60,7 +66,10 @@ class JudgeClient:
                 verify=not (here and options.base_url.startswith("http:")),
                 # Another place may be anybody's; the key is for this one.
                 follow_redirects=False,
-                event_hooks={"response": [self._read]},
+                event_hooks={
+                    "request": [] if is_openai(options.base_url) else [self._only_ours],
+                    "response": [self._read],
+                },
                 timeout=None,
             )
         except (ImportError, ValueError) as error:
@@ -108,9 +117,29 @@ class JudgeClient:
             reason = f"{'no connection' if absent else 'the connection is lost'} ({said})"
             raise NoAnswer(reason, absent=absent) from error
 
-    def redact(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self._key, "[key]") if self._key else text
+    async def _only_ours(self, request: Any) -> None:
+        """Leave a request the headers that are written here, and no other.
+
+        The client takes an organization, a project and any header at all (OPENAI_ORG_ID,
+        OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS) from the environment. They are for OpenAI alone.
+        """
+        # By this one the client knows, from the request, that it is not to read the answer itself.
+        streamed = request.headers.get(STREAMED)
+        for name in list(request.headers):
+            del request.headers[name]
+        request.headers.update(
+            {
+                "Host": request.url.netloc.decode("ascii"),
+                "Connection": "keep-alive",
+                "User-Agent": "mallowspo",
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                "Authorization": f"Bearer {self._key or NO_KEY}",
+                "Content-Type": "application/json",
+                "Content-Length": str(len(request.content)),
+                STREAMED: streamed,
+            }
+        )
 
     async def _read(self, response: Any) -> None:
         """Read a response's body into its extensions as soon as its headers are there.
@@ -132,9 +161,10 @@ class JudgeClient:
         if not response.is_success:
             # What is cut off could end within the key.
             text = self.redact(body.decode("utf-8", "replace"))
-            kept = len(text) - (len(self._key or "") if size > limit else 0)
+            unsure = LONGEST_ESCAPE * len(self._key or "") if size > limit else 0
             wait = _seconds(response.headers.get("retry-after"))
-            raise Refused(response.status_code, _said(text[:kept]), wait)
+            said = _said(text[: max(0, len(text) - unsure)], self.redact)
+            raise Refused(response.status_code, said, wait)
         if size > limit:
             raise Unreadable(f"the answer is longer than {MAX_BYTES:,} bytes")
         response.extensions[BODY] = body
@@ -156,14 +186,35 @@ def openai_package() -> Any:
     return openai
 
 
+def redactor(key: str | None) -> Callable[[str], str]:
+    """What takes a key out of a text, also one in escapes of JSON or of Python."""
+    # Backslashes may stand before each character anyway, so those of the key need no mention.
+    found = [_spelled(character) for character in key or "" if character != "\\"]
+    pattern = re.compile("".join(found)) if found else None
+
+    def redact(text: str) -> str:
+        text = text.replace(key, "[key]") if key else text
+        return pattern.sub("[key]", text) if pattern else text
+
+    return redact
+
+
 def one_line(text: str) -> str:
     """A server's words as they can be shown: short, without control characters."""
     plain = "".join(c if c.isprintable() else " " for c in printable(text))
     return " ".join(plain.split())[:MAX_SAID]
 
 
-def _said(text: str) -> str:
-    """The message in the body of an error, with its code."""
+def _spelled(character: str) -> str:
+    """A regular expression for a character or an escape of it."""
+    code = ord(character)
+    escape = rf"(?i:u(?:0000)?{code:04x}|x{code:02x})|0?{code:o}"
+    # A limit, so that a text of backslashes takes no longer than its length.
+    return rf"(?:\\{{0,{ESCAPES}}}{re.escape(character)}|\\{{1,{ESCAPES}}}(?:{escape}))"
+
+
+def _said(text: str, redact: Callable[[str], str]) -> str:
+    """The message in the body of an error, with its code; `redact` sees it before it is cut."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -172,7 +223,8 @@ def _said(text: str) -> str:
     if isinstance(error, dict):
         found = [error.get(key) for key in ("message", "detail", "code")]
         error = ", ".join(part for part in found if isinstance(part, str))
-    return one_line(error if isinstance(error, str) and error else text) or "nothing more"
+    said = error if isinstance(error, str) and error else text
+    return one_line(redact(said)) or "nothing more"
 
 
 def _seconds(header: str | None) -> float | None:

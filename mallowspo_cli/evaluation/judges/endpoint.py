@@ -9,14 +9,20 @@ from time import monotonic
 from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.judges.annotators import Annotator
-from mallowspo_cli.evaluation.judges.client import JudgeClient, NoAnswer, Refused, openai_package
+from mallowspo_cli.evaluation.judges.client import (
+    JudgeClient,
+    NoAnswer,
+    Refused,
+    openai_package,
+    redactor,
+)
 from mallowspo_cli.evaluation.judges.options import JudgeOptions, is_loopback
 from mallowspo_cli.evaluation.judges.replies import Messages, OnReply, Reply, Unreadable, read_reply
 
 MAX_IN_A_ROW = 16
 """So many questions in a row without an answer end the run."""
 MAX_WAIT = 120.0
-"""Longest time, in seconds, that a server's Retry-After may ask for."""
+"""Longest time, in seconds, that a server's Retry-After may ask for; a longer one ends the run."""
 MAX_BACKOFF = 30.0
 """Longest time between two attempts otherwise."""
 RETRIED = {408, 409, 425, 429}
@@ -45,6 +51,7 @@ class Endpoint:
         openai_package()
         self.name, self.options, self.request = name, options, annotator.request
         self._key = _checked(api_key)
+        self._redact = redactor(self._key)
         if self._key and options.base_url.startswith("http:") and not is_loopback(options.base_url):
             log.warning("the judge's key goes to %s unencrypted (http)", options.base_url)
 
@@ -53,10 +60,15 @@ class Endpoint:
 
         Raises:
             EvalError: the server will answer none (wrong key, model or address; nothing is there;
-                `MAX_IN_A_ROW` failures). Answers handed on before stay good.
+                `MAX_IN_A_ROW` failures; it asks to wait longer than `MAX_WAIT`). Answers handed on
+                before stay good.
         """
         if pending:
             asyncio.run(self._ask_all(questions, pending, on_reply))
+
+    def redact(self, text: str) -> str:
+        """The text without the key."""
+        return self._redact(text)
 
     async def _ask_all(
         self, questions: Sequence[Messages], pending: Sequence[int], on_reply: OnReply
@@ -142,7 +154,12 @@ class _Round:
             if isinstance(found, Reply):
                 return replace(found, seconds=round(monotonic() - start, 3))
             asked = found.wait or 0.0
-            if attempt >= found.retries or asked > MAX_WAIT:
+            if asked > MAX_WAIT:
+                raise EvalError(
+                    f"the judge's server asks to wait {asked:.0f} s ({found.reason}); answers so "
+                    "far are kept, and the same command goes on then."
+                )
+            if attempt >= found.retries:
                 break
             backoff = self.options.backoff * 2 ** min(attempt, 10) * self.random.uniform(0.5, 1.0)
             await self._pause(max(asked, min(backoff, MAX_BACKOFF)), found.everyone)
@@ -172,9 +189,9 @@ class _Round:
             reason = f"the server says {error.code}: {error.said}"
             if error.code in FATAL or QUOTA in error.said:
                 raise EvalError(self._fatal(reason)) from None
-            again = error.code in RETRIED or error.code >= 500
-            retries = self.options.retries if again else 0
-            return _Trouble(reason, retries, error.wait, everyone=error.code == 429)
+            if error.code not in RETRIED and error.code < 500:
+                return _Trouble(reason, retries=0)
+            return _Trouble(reason, self.options.retries, error.wait, everyone=error.code == 429)
 
     def _fatal(self, reason: str) -> str:
         variable = self.options.key_variable

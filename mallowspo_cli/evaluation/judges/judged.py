@@ -38,7 +38,8 @@ class Judged:
     broken_spellings: int
     """Spellings of special tokens in instructions and answers that were broken with a space."""
     input_tokens: int
-    """As the server counts them, over all questions."""
+    """As the server counts them, over all lines of the journal about these questions: also those
+    that failed and were asked again."""
     output_tokens: int
     cost: float | None
     """US dollars for these tokens; None where the price is not known."""
@@ -82,6 +83,7 @@ def together(
                 time_per_example=column_sum(found, "seconds"),
             )
         )
+    paid = [line for line in lines if str(line.get("key")) in questions]
     failed = {key: question for key, question in questions.items() if key not in done}
     firsts = [_first_wins(row) for key, row in by_question.items() if key in done]
     return Judged(
@@ -96,9 +98,9 @@ def together(
         order_agreement=_mean(agreements),
         first_shown_wins=_mean(firsts),
         broken_spellings=broken,
-        input_tokens=int(column_sum(by_question.values(), "input_tokens") or 0),
-        output_tokens=int(column_sum(by_question.values(), "output_tokens") or 0),
-        cost=line_cost(by_question.values(), price),
+        input_tokens=int(column_sum(paid, "input_tokens") or 0),
+        output_tokens=int(column_sum(paid, "output_tokens") or 0),
+        cost=line_cost(paid, price),
     )
 
 

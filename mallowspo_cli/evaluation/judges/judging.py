@@ -44,6 +44,10 @@ class Judge(Protocol):
     def ask(self, questions: Sequence[Messages], pending: Sequence[int], on_reply: OnReply) -> None:
         """Ask those of `questions` that are in `pending`, handing each answer on at once."""
 
+    def redact(self, text: str) -> str:
+        """The text without what may be stored nowhere (the key)."""
+        ...
+
 
 def judge_pairs(
     pairs: Sequence[Pair],
@@ -62,7 +66,8 @@ def judge_pairs(
 
     Raises:
         EvalError: the judge cannot go on, gives no log-probs where they are needed, or has cost
-            more than judge.max_cost. What was answered is in the journal.
+            more than judge.max_cost, with what earlier runs wrote into the journal. What was
+            answered is in the journal.
     """
     questions = all_questions(pairs, options)
     asked = [annotator.ask(q.pair.instruction, *q.shown) for q in questions.values()]
@@ -70,7 +75,9 @@ def judge_pairs(
     pending = [number for number, key in enumerate(questions) if key not in done]
     price = price_of(judge.name, options)
     with progress("judging", len(pending), "answers") as advance:
-        notes = _Notes(list(questions.values()), annotator, options, journal, price)
+        notes = _Notes(list(questions.values()), annotator, judge, options, journal, price)
+        if pending:
+            notes.check_cost()
 
         def on_reply(number: int, answer: Reply | Unreadable) -> None:
             notes.take(number, answer)
@@ -93,15 +100,18 @@ class _Notes:
         self,
         questions: Sequence[Question],
         annotator: Annotator,
+        judge: Judge,
         options: JudgeOptions,
         journal: Journal,
         price: tuple[float, float] | None,
     ):
-        self.questions, self.annotator, self.options = questions, annotator, options
+        self.questions, self.annotator, self.judge = questions, annotator, judge
+        self.options = options
         self.journal, self.price = journal, price
         self.without_logprobs = 0
         """In a row."""
-        self.cost = 0.0
+        self.cost = line_cost(journal.lines, price) or 0.0
+        """US dollars, of all lines, those of earlier runs and of failures among them."""
 
     def take(self, number: int, answer: Reply | Unreadable) -> None:
         """Read an answer and write its line.
@@ -112,19 +122,15 @@ class _Notes:
         question = self.questions[number]
         line: dict[str, Any] = {"key": question.key, "switched": question.switched}
         try:
+            line |= {"input_tokens": answer.input_tokens, "output_tokens": answer.output_tokens}
             if isinstance(answer, Unreadable):
                 raise answer
-            line |= {
-                "raw": answer.content[:MAX_RAW],
-                "input_tokens": answer.input_tokens,
-                "output_tokens": answer.output_tokens,
-                "seconds": answer.seconds,
-            }
+            line |= {"raw": answer.content[:MAX_RAW], "seconds": answer.seconds}
             shown = self.annotator.parse(answer)
             line["preference"] = 3 - shown if question.switched else shown
             self.without_logprobs = 0
         except Unreadable as error:
-            line["failure"] = str(error)
+            line["failure"] = self.judge.redact(str(error))
             self.without_logprobs += isinstance(error, NoLogprobs)
         self.journal.append(line)
         self._check(line)
@@ -136,6 +142,14 @@ class _Notes:
                 "reads. Take one that does not: judge.annotator=pairwise_ranking, say."
             )
         self.cost += line_cost([line], self.price) or 0.0
+        self.check_cost()
+
+    def check_cost(self) -> None:
+        """Stop where more is spent than may be.
+
+        Raises:
+            EvalError: it is.
+        """
         most = self.options.max_cost
         if most is not None and self.cost > most:
             raise EvalError(

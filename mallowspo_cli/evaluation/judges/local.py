@@ -88,6 +88,10 @@ class LocalJudge:
                 if index in wanted:
                     on_reply(index, reply)
 
+    def redact(self, text: str) -> str:
+        """The text itself: there is no key."""
+        return text
+
     def _prompt(self, question: Messages) -> list[int]:
         """Token ids of a conversation; only the template's own special tokens are such."""
         inert = [

@@ -1,6 +1,7 @@
 """What can be set for a judge, `judge.KEY=VALUE`."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +13,8 @@ OPENAI = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
 ENGINES = ("endpoint", "transformers")
 SWAPS = ("random", "both")
+VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+"""The name of an environment variable."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,12 @@ class JudgeOptions:
         if self.price is not None:
             prices(self.price)
         check_url(self.base_url)
+        if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
+            # It may be the key itself, so it is not repeated.
+            raise EvalError(
+                "judge.api_key_env is no name of a variable; expected letters, digits and _. Put "
+                "the key into an environment variable and give its name, such as JUDGE_KEY."
+            )
 
     @property
     def local(self) -> bool:
@@ -88,9 +97,7 @@ class JudgeOptions:
         if self.engine == "transformers":
             return None
         named_none = self.api_key_env is None
-        return (
-            OPENAI_KEY if named_none and _host(self.base_url) == _host(OPENAI) else self.api_key_env
-        )
+        return OPENAI_KEY if named_none and is_openai(self.base_url) else self.api_key_env
 
 
 def settings(annotator: Annotator, judge: str, options: JudgeOptions) -> dict[str, Any]:
@@ -156,6 +163,11 @@ def is_loopback(url: str) -> bool:
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
     return address.is_loopback or address.is_unspecified
+
+
+def is_openai(url: str) -> bool:
+    """Whether an address is OpenAI's own."""
+    return _host(url) == _host(OPENAI)
 
 
 def _host(url: str) -> str:

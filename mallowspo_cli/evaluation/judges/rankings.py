@@ -42,10 +42,13 @@ class Ranking:
             raise Unreadable("the ranking is no list of objects")
         ranks = {row.get("model"): row.get("rank") for row in rows if _name(row.get("model"))}
         others = [name for name in ranks if name != self.first]
-        if len(rows) != 2 or self.first not in ranks or len(others) != 1:
-            raise Unreadable(f"the ranking is of {quoted(', '.join(ranks))}; expected both answers")
-        if self.second not in (None, others[0]):
-            raise Unreadable(f"the ranking has {quoted(others[0])}; expected {self.second!r}")
+        both = len(rows) == 2 and self.first in ranks and len(others) == 1
+        if not both or self.second not in (None, others[0]):
+            # Names are decoded: the key in escapes would be the key itself here.
+            second = "another" if self.second is None else repr(self.second)
+            raise Unreadable(
+                f"the ranking has other names; expected both answers, {self.first!r} and {second}"
+            )
         first, second = ranks[self.first], ranks[others[0]]
         if not (_rank(first) and _rank(second)) or first == second:
             raise Unreadable("the ranks are not 1 and 2")

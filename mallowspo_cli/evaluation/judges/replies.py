@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mallowspo_cli.evaluation.outputs import printable
@@ -20,6 +20,10 @@ MAX_TOKENS = 10**9
 
 class Unreadable(Exception):  # noqa: N818 - what a judgement is, not an error of this program
     """No preference can be read from what the judge answered; the text says why."""
+
+    input_tokens: int | None = None
+    """What it has cost all the same, where the server says so."""
+    output_tokens: int | None = None
 
 
 class NoLogprobs(Unreadable):
@@ -65,23 +69,14 @@ def read_reply(body: bytes, clean: Callable[[str], str] = str) -> Reply:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"the answer is no JSON ({len(body):,} bytes)") from error
-    choice = _first(value, "choices")
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        raise Unreadable("the answer has no message")
-    text, arguments = message.get("content"), _arguments(message)
-    if not isinstance(text, str) and (text is not None or arguments is None):
-        raise Unreadable(f"the message's content is {_kind(text)}; expected a text")
-    usage = value.get("usage")
+    usage = value.get("usage") if isinstance(value, dict) else None
     usage = usage if isinstance(usage, dict) else {}
-    return Reply(
-        text=clean(printable(text or "")),
-        arguments=None if arguments is None else clean(printable(arguments)),
-        logprobs=_logprobs(choice),
-        cut=choice.get("finish_reason") == "length",
-        input_tokens=_count(usage.get("prompt_tokens")),
-        output_tokens=_count(usage.get("completion_tokens")),
-    )
+    incoming, outgoing = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    try:
+        return replace(_read(value, clean), input_tokens=incoming, output_tokens=outgoing)
+    except Unreadable as error:
+        error.input_tokens, error.output_tokens = incoming, outgoing
+        raise
 
 
 def whole_text(reply: Reply) -> str:
@@ -97,6 +92,22 @@ def whole_text(reply: Reply) -> str:
 def quoted(text: str, limit: int = 60) -> str:
     """The beginning of a text in quotes, on one line, without control characters."""
     return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
+def _read(value: Any, clean: Callable[[str], str]) -> Reply:
+    choice = _first(value, "choices")
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise Unreadable("the answer has no message")
+    text, arguments = message.get("content"), _arguments(message)
+    if not isinstance(text, str) and (text is not None or arguments is None):
+        raise Unreadable(f"the message's content is {_kind(text)}; expected a text")
+    return Reply(
+        text=clean(printable(text or "")),
+        arguments=None if arguments is None else clean(printable(arguments)),
+        logprobs=_logprobs(choice),
+        cut=choice.get("finish_reason") == "length",
+    )
 
 
 def _first(value: Any, name: str) -> dict[str, Any]:

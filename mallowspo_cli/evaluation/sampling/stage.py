@@ -82,7 +82,7 @@ def render_prompts(
     if not tokenizer.chat_template:
         raise EvalError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template. Give one: "
-            "model.chat_template=plain, dialogue or FILE.jinja."
+            "model.chat_template=plain, dialogue or FILE.jinja (or take a model that has one)."
         )
     found = []
     for index, task in enumerate(tasks):

@@ -1,6 +1,7 @@
 """Sampling with transformers: left-padded batches with a key-value cache."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -37,6 +38,7 @@ class TransformersEngine:
         self.ends = stop_ids(model, tokenizer)
         self.padding = self.ends[0]
         self.device = next(model.parameters()).device
+        self.context = getattr(model.config, "max_position_embeddings", None)
 
     @torch.inference_mode()
     def answer(self, batch: Sequence[Prompt], missing: Sequence[bool], done: Done) -> None:
@@ -62,7 +64,7 @@ class TransformersEngine:
             eos_token_id=self.ends,
             pad_token_id=self.padding,
         )
-        with generation_config(self.model, config):
+        with generation_config(self.model, config), self._within_context():
             try:
                 self.model.generate(  # type: ignore[operator]
                     ids.to(self.device),
@@ -75,6 +77,24 @@ class TransformersEngine:
                     f"out of memory with {len(batch)} answers of up to {most:,} tokens. Lower "
                     f"generate.batch_size (now {self.batch_size}); what is done is kept."
                 ) from error
+
+    @contextmanager
+    def _within_context(self) -> Iterator[None]:
+        """Keep the positions of answers that have ended, and are padded on, within the model's
+        context: behind it there is no embedding.
+        """
+
+        def clamp(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            positions = kwargs.get("position_ids")
+            if positions is not None and self.context is not None:
+                kwargs["position_ids"] = positions.clamp(max=self.context - 1)
+            return args, kwargs
+
+        handle = self.model.register_forward_pre_hook(clamp, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _processors(self, batch: Sequence[Prompt], most: int) -> LogitsProcessorList:
         options, found = self.options, LogitsProcessorList()

@@ -1,12 +1,14 @@
 """What AlpacaEval 2 asks for: its instructions, its baseline's answers, and the data of its fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mallowspo_cli.errors import EvalError
+from mallowspo_cli.evaluation.judges.options import OPENAI
 from mallowspo_cli.evaluation.outputs import (
     Annotation,
     Output,
@@ -112,8 +114,12 @@ def outputs_file(named: Path) -> Path:
     """
     if named.is_file():
         return named
-    found = [named / "model_outputs.json", *named.glob("evaluations/*/model_outputs.json")]
-    there = [file for file in found if file.is_file()]
+    own = [
+        named / "model_outputs.json",
+        named / "evaluations" / "alpacaeval" / "model_outputs.json",
+    ]
+    there = [file for file in own if file.is_file()][:1]
+    there = there or sorted(named.glob("evaluations/*/model_outputs.json"))
     if len(there) != 1:
         what = ", ".join(map(str, there)) or "no model_outputs.json"
         raise EvalError(
@@ -142,8 +148,12 @@ def joined(
     return [(known[row.instruction], row) for row in outputs]
 
 
-def not_comparable(rows: Sequence[Annotation], swapped: bool) -> list[str]:
-    """Why a figure cannot be set beside the leaderboard's; empty where it can."""
+def not_comparable(rows: Sequence[Annotation], judge: Mapping[str, Any]) -> list[str]:
+    """Why a figure cannot be set beside the leaderboard's; empty where nothing speaks against it.
+
+    Args:
+        judge: what judge.json says; empty where it is not there.
+    """
     reasons = []
     annotator, baseline = rows[0].annotator, rows[0].generator_1
     if annotator != ANNOTATOR:
@@ -154,6 +164,10 @@ def not_comparable(rows: Sequence[Annotation], swapped: bool) -> list[str]:
         reasons.append("the instructions are not AlpacaEval's")
     elif len(rows) != INSTRUCTIONS:
         reasons.append(f"{len(rows)} of its {INSTRUCTIONS} instructions were judged")
-    if swapped:
+    if judge.get("swap") == "both":
         reasons.append("each pair was judged in both orders")
+    if judge.get("seed"):
+        reasons.append(f"the order of answers was drawn with seed {judge['seed']}")
+    if judge.get("server") not in (None, OPENAI):
+        reasons.append(f"the judge was asked at {judge['server']}")
     return reasons

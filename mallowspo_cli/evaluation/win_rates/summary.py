@@ -74,13 +74,19 @@ def summarise(annotations: Sequence[Annotation], data: LengthData) -> dict[str, 
         read_gamed(data.gamed) if difficulty and data.gamed else None,
         difficulty.position if difficulty else None,
     )
+    if difficulty is not None and data.gamed is None:
+        notes.append(
+            "length control without AlpacaEval's gamed judgements (gamed=FILE), which its own "
+            "figure needs: length_controlled_noreg."
+        )
     about: dict[str, Any] = {"fit": judged.variant, "reason": why}
     if difficulty is not None:
         about["difficulty"] = difficulty.joined_by
         if difficulty.by_position:
             notes.append(difficulty.joined_by)
     try:
-        found = baseline_itself(len(ours)) if model == baseline else length_controlled(judged)
+        same = all(row.output_1 == row.output_2 for row in annotations)
+        found = baseline_itself(len(ours)) if same else length_controlled(judged)
     except EvalError as error:
         about["reason"] = str(error)
         notes.append(f"no length-controlled win rate: {error}")

@@ -18,15 +18,25 @@ from mallowspo_cli.evaluation.comparing.comparison import (
     ACCURACY,
     CONTROLLED,
     DISCRETE,
+    MINIMAL,
     WIN_RATE,
     compare,
 )
-from mallowspo_cli.evaluation.comparing.lengths import LengthFiles
+from mallowspo_cli.evaluation.comparing.lengths import (
+    UNPENALISED,
+    LengthFiles,
+    compared_length_control,
+)
 from mallowspo_cli.evaluation.comparing.metrics import Resampling
 from mallowspo_cli.evaluation.comparing.sides import read_sides, short_names
 from mallowspo_cli.evaluation.statistics import TERCILES
 from mallowspo_cli.evaluation.win_rates.calibration import read_gamed
-from mallowspo_cli.evaluation.win_rates.length_control import Judged, length_controlled
+from mallowspo_cli.evaluation.win_rates.length_control import (
+    Judged,
+    length_controlled,
+    refit_of,
+)
+from mallowspo_cli.report.comparison_rows import cautions
 from tests.evaluation.comparing.compared import (
     annotation,
     model_rows,
@@ -37,7 +47,6 @@ from tests.evaluation.comparing.compared import (
 )
 
 QUICK = Resampling(200, 20, 0)
-MINIMAL = f"{CONTROLLED} (minimal)"
 
 
 def results(*words: Path | str, lengths: LengthFiles | None = None) -> dict[str, Any]:
@@ -113,6 +122,27 @@ def test_another_protocol_of_the_judge_is_not_compared(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match=r"judged otherwise \(swap random and both\)"):
         results(tmp_path / "a", tmp_path / "b")
     assert pair(results(tmp_path / "a", tmp_path / "c"))["difference"]["p"] == 1
+
+
+def test_judges_that_cannot_be_told_to_be_the_same_are_noted(tmp_path: Path) -> None:
+    rows = [annotation(i, 1.5) for i in range(6)]
+    unnamed = [annotation(i, 1.5, annotator="unknown") for i in range(6)]
+    for name, content, header in (
+        ("a", rows, None),
+        ("b", rows, {"judge": "m"}),
+        ("c", rows, {"judge": "m"}),
+        ("d", unnamed, None),
+        ("e", unnamed, None),
+    ):
+        write_annotations(tmp_path / name, content, header)
+
+    def told(*names: str) -> list[str]:
+        notes = results(*(tmp_path / name for name in names))["notes"]
+        return [note for note in notes if "was not checked that the judges are the same" in note]
+
+    assert f"no judgements.jsonl lies in {tmp_path / 'a'}." in told("a", "b")[0]
+    assert told("b", "c") == []
+    assert "names no annotator" in told("d", "e")[0]
 
 
 def test_answers_sampled_otherwise_are_compared_and_it_is_said(tmp_path: Path) -> None:
@@ -304,6 +334,39 @@ def test_entropies_of_another_reference_are_not_mixed_in(tmp_path: Path) -> None
     assert any("its entropies are of large" in note for note in found["notes"])
 
 
+def test_entropies_are_of_a_baselines_answers_and_not_of_instructions(tmp_path: Path) -> None:
+    # The first baseline's entropies rise, the other's fall.
+    entropies = [{i: 0.1 + i / 20 for i in range(9)}, {i: 0.9 - i / 20 for i in range(9)}]
+    for name, gain in (("a", 0.0), ("b", 0.05)):
+        for number in range(2):
+            baseline = {"generator_1": f"base{number}", "output_1": f"of {number}"}
+            rows = [annotation(i, 1.3 + gain * i, **baseline) for i in range(9)]
+            place = write_annotations(tmp_path / name / "evaluations" / f"e{number}", rows)
+            write_dispersion(place, entropies[number])
+    found = results(tmp_path / "a", tmp_path / "b")
+    rates = [m["pairs"][0] for m in found["metrics"] if m["metric"] == WIN_RATE]
+    assert [each["interaction"]["value"] for each in rates] == pytest.approx([30, -30])
+    assert not any("other entropies" in note for note in found["notes"])
+
+
+def test_other_entropies_of_the_same_answers_are_told(tmp_path: Path) -> None:
+    for name, shift in (("a", 0.0), ("b", 0.05)):
+        place = write_annotations(tmp_path / name, [annotation(i, 1.5) for i in range(6)])
+        write_dispersion(place, {i: 0.1 + i / 9 + shift * (i > 3) for i in range(6)})
+    notes = results(tmp_path / "a", tmp_path / "b")["notes"]
+    assert any("has other entropies" in note and "for 2 of the same" in note for note in notes)
+
+
+def test_weights_that_differ_between_tables_are_told(tmp_path: Path) -> None:
+    for name, shift in (("a", 0.0), ("b", 0.5)):
+        rows = [(f"p{i}", f"q{i}", 1.0, 1 + i / 9 + shift * (i == 2)) for i in range(6)]
+        write_preferences(tmp_path / f"{name}.parquet", rows)
+    paths = [tmp_path / f"{name}.parquet" for name in "ab"]
+    told = [note for note in results(*paths)["notes"] if "w differs for 1 of 6" in note]
+    assert len(told) == 1
+    assert not any("w differs" in note for note in results(paths[0], paths[0])["notes"])
+
+
 def test_without_entropies_there_are_no_terciles(tmp_path: Path) -> None:
     for name in "ab":
         write_annotations(tmp_path / name, [annotation(i, 1.5) for i in range(6)])
@@ -360,6 +423,30 @@ def test_judges_are_compared_where_they_judged_the_same_answers(tmp_path: Path) 
     assert agreement["low"] <= agreement["kappa"] <= agreement["high"]
 
 
+def test_too_few_resamples_for_as_many_comparisons_are_warned_of(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        write_annotations(tmp_path / name, model_rows(seed, 20))
+    found = results(*(tmp_path / name for name in "abc"))
+    (told,) = [line for line in cautions(found) if "resamples" in line]
+    assert told == (
+        f"{MINIMAL}: with 20 resamples and 3 comparisons Holm's p cannot be below 0.05. Take "
+        "bootstrap_lc=60 or more."
+    )
+
+
+def test_judges_do_not_agree_on_answers_that_nobody_asked_them_about(tmp_path: Path) -> None:
+    rows = [annotation(i, 1 + i / 10) for i in range(10)]
+    same = [annotation(i, 1.5, output_2="b" * (100 + i % 7)) for i in range(10, 30)]
+    for judge in ("judge", "other"):
+        both = [{**row, "annotator": judge} for row in rows + same]
+        if judge == "other":
+            both[0]["preference"] = 2.0
+        write_annotations(tmp_path / "a" / "evaluations" / judge, both)
+        write_annotations(tmp_path / "b" / "evaluations" / judge, both)
+    (agreement,) = results(tmp_path / "a", tmp_path / "b")["agreement"]
+    assert (agreement["count"], agreement["equal"]) == (10, 0.9)
+
+
 def calibration(tmp_path: Path, count: int, gamed: int) -> LengthFiles:
     """Difficulties of the instructions in an order of their own, and gamed rows."""
     lines = [f"{i},{math.cos(i)}" for i in range(count)]
@@ -377,7 +464,8 @@ def calibration(tmp_path: Path, count: int, gamed: int) -> LengthFiles:
 
 
 def test_length_control_joins_difficulties_by_instruction(tmp_path: Path) -> None:
-    rows = [model_rows(seed, 50, seed / 2) for seed in range(2)]
+    # Good enough that the penalty leaves them a coefficient.
+    rows = [model_rows(seed, 50, 1.5 + seed / 2) for seed in range(2)]
     files = calibration(tmp_path, 60, 40)
     write_annotations(tmp_path / "a", rows[0])
     write_annotations(tmp_path / "b", rows[1][::-1])
@@ -398,17 +486,75 @@ def test_length_control_joins_difficulties_by_instruction(tmp_path: Path) -> Non
     assert only["sign_test"] is None
 
 
-def test_without_files_the_fit_is_that_of_the_evaluation_itself(tmp_path: Path) -> None:
+def test_without_files_the_fit_is_the_minimal_one_without_a_penalty(tmp_path: Path) -> None:
     rows = [model_rows(seed, 40, seed / 2)[::-1] for seed in range(2)]
     for name, of_side in zip("ab", rows, strict=True):
         write_annotations(tmp_path / name, of_side)
-    only = pair(results(tmp_path / "a", tmp_path / "b"), MINIMAL)
+    found = results(tmp_path / "a", tmp_path / "b")
+    only = pair(found, MINIMAL)
+    assert any("without a penalty (C = 10,000)" in note for note in found["notes"])
     for side, of_side in zip(only["sides"], rows, strict=True):
         columns = ([row[key] for row in of_side] for key in ("preference", "output_1", "output_2"))
         preference, baseline, ours = columns
         lengths = [np.array([len(text) for text in texts]) for texts in (baseline, ours)]
         judged = Judged(np.array(preference), lengths[0], lengths[1])
-        assert side["value"] == length_controlled(judged).win_rate
+        assert side["value"] == refit_of(judged, UNPENALISED)(np.arange(40))
+        # What a penalty takes away is little here, where there is much to find.
+        assert side["value"] == pytest.approx(length_controlled(judged).win_rate, abs=3)
+
+
+def test_the_interval_of_length_control_covers_a_true_difference() -> None:
+    """45 against 55 %, lengths without meaning: a penalty sets such sides to 50 %."""
+    generator, times, truth = np.random.default_rng(11), 40, 10.0
+    covered, values, penalised = 0, [], []
+    for time_ in range(times):
+        hard, lengths = generator.random(200), generator.integers(500, 2500, size=(3, 200))
+        sides = []
+        for rate, own in zip((0.45, 0.55), lengths[1:], strict=True):
+            # Half of the instructions are as hard for one model as for the other.
+            luck = np.where(np.arange(200) % 2, hard, generator.random(200))
+            preference = 1 + (luck < rate).astype(np.float64)
+            sides.append([Judged(preference, lengths[0], own)])
+        found = compared_length_control(sides, Resampling(100, 50, time_))["difference"]
+        covered += found["low"] <= truth <= found["high"]
+        values.append(found["value"])
+        if time_ < 15:
+            fits = [length_controlled(side[0]).win_rate for side in sides]
+            penalised.append(fits[1] - fits[0])
+    # The standard error of a difference is some 4.3 points, that of the mean 0.7; with 50
+    # resamples the ends of the interval are rough.
+    assert np.mean(values) == pytest.approx(truth, abs=2)
+    assert covered >= 0.87 * times
+    assert np.mean(penalised) < 0.75 * truth
+
+
+def test_a_full_fit_that_the_penalty_empties_is_fitted_without_and_it_is_said(
+    tmp_path: Path,
+) -> None:
+    files = calibration(tmp_path, 30, 30)
+    for name, win in (("a", 1), ("b", 2)):
+        # As many wins as losses, and nothing that explains them.
+        rows = [annotation(i, 1.0 + (i % (win + 1) == 0)) for i in range(30)]
+        write_annotations(tmp_path / name, rows)
+    files.gamed.write_text(
+        "index,preference,std_delta_len,instruction_difficulty\n"
+        + "".join(f"{i},0.5,{(-1) ** i},{math.cos(i)}\n" for i in range(30))
+    )
+    found = results(tmp_path / "a", tmp_path / "b", lengths=files)
+    only = pair(found, CONTROLLED)
+    assert only["unpenalised"]
+    assert any("without a coefficient of its own" in note for note in found["notes"])
+    assert only["sides"][1]["value"] < 45
+
+
+def test_files_of_official_instructions_are_not_asked_of_others(tmp_path: Path) -> None:
+    files = calibration(tmp_path, 30, 10)
+    for seed, name in enumerate("ab"):
+        write_annotations(tmp_path / name, model_rows(seed, 30))
+    official = LengthFiles(files.gamed, files.difficulty, official_only=True)
+    found = results(tmp_path / "a", tmp_path / "b", lengths=official)
+    assert pair(found, MINIMAL)["rows"] == 30
+    assert not any("instructions=FILE" in note for note in found["notes"])
 
 
 def test_difficulties_that_cannot_be_told_are_left_out_and_it_is_said(tmp_path: Path) -> None:
@@ -464,6 +610,14 @@ def test_a_table_that_is_none_of_pairs_is_told(tmp_path: Path) -> None:
         read_sides([str(path)])
     pq.write_table(pa.table({"pair_id": ["a"], "win": [1.0]}), path)
     with pytest.raises(EvalError, match="is no table of pairs"):
+        read_sides([str(path)])
+
+
+@pytest.mark.parametrize("win", [math.nan, math.inf, -0.5, 2.0])
+def test_a_win_that_is_none_is_refused(tmp_path: Path, win: float) -> None:
+    path = tmp_path / "preferences_x.parquet"
+    write_preferences(path, [("x", "p", 1.0, None), ("y", "q", win, None)])
+    with pytest.raises(EvalError, match=r"preferences_x\.parquet: 'win' is .* 1 of 2 .* as y;"):
         read_sides([str(path)])
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.judges.annotators import Annotator, find_annotator
-from mallowspo_cli.evaluation.judges.client import MAX_BYTES
+from mallowspo_cli.evaluation.judges.client import MAX_BYTES, STREAMED, redactor
 from mallowspo_cli.evaluation.judges.endpoint import Endpoint
 from mallowspo_cli.evaluation.judges.options import JudgeOptions
 from mallowspo_cli.evaluation.judges.replies import Messages, Reply, Unreadable
@@ -29,8 +29,14 @@ from tests.evaluation.judges.judge_server import (
     serving,
 )
 
-KEY = "sk-loopback-0123456789abcdefghij"
+KEY = "sk-loop/back-0123456789abcdefghij"
 GOOD = completion("A", {"A": -0.2, "B": -2.0})
+ESCAPED = [
+    KEY.replace("/", "\\/"),
+    "".join(f"\\u{ord(character):04x}" for character in KEY),
+    KEY.replace("s", "\\u0073").replace("/", "\\u002F"),
+]
+"""How JSON may spell the key."""
 Found = dict[int, Reply | Unreadable]
 
 
@@ -188,8 +194,7 @@ def test_what_may_go_away_is_tried_again(status: int) -> None:
         (Answer(b"x" * 10_000_000), 1, "longer than 1,000,000 bytes"),
         (Answer(b'{"choices": "' + b"x" * MAX_BYTES + b'"}'), 1, "longer than 1,000,000 bytes"),
         (replace(GOOD, headers={"Content-Encoding": "gzip"}), 1, "is compressed"),
-        (Answer(b"", 500, {"Retry-After": "86400"}), 1, "the server says 500"),
-        (Answer(b"", 429, {"Retry-After": "inf"}), 1, "the server says 429"),
+        (Answer(b"", 400, {"Retry-After": "86400"}), 1, "the server says 400"),
         (Answer(b"", 500, {"Retry-After": "nan"}), 3, "the server says 500"),
         (Answer(b"", 500, {"Retry-After": "soon"}), 3, "the server says 500"),
         (Answer(b"", 500, {"Retry-After": "-5"}), 3, "the server says 500"),
@@ -257,6 +262,23 @@ def test_a_servers_wish_to_wait_is_granted_to_all_requests() -> None:
     with serving(script) as server:
         assert not reasons(asked(endpoint_for(server, concurrency=1), 3))
     assert server.seen[1].time - server.seen[0].time >= 0.3
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize(("asked_for", "told"), [("600", "600 s"), ("inf", "inf s")])
+def test_a_longer_wait_than_is_granted_ends_the_run_and_is_named(
+    status: int, asked_for: str, told: str
+) -> None:
+    def script(_: Request, number: int) -> Answer:
+        return Answer(b"busy", status, {"Retry-After": asked_for}) if number else GOOD
+
+    found: Found = {}
+    with serving(script) as server:
+        endpoint = endpoint_for(server, concurrency=1, retries=0)
+        with pytest.raises(EvalError, match=f"asks to wait {told} .*{status}: busy.*goes on then"):
+            endpoint.ask(questions(40), range(40), found.__setitem__)
+    assert list(found) == [0]
+    assert len(server.seen) == 2
 
 
 @pytest.mark.parametrize("status", [301, 307, 401, 402, 403, 404, 405])
@@ -348,15 +370,39 @@ def test_a_key_that_comes_back_is_stored_nowhere(
             Answer(KEY.encode(), 500),
             Answer(f'{{"error": "{KEY}\\n{KEY}"}}'.encode(), 429),
             Answer(f'{{"choices": [{{"message": {{"content": ["{KEY}"]}}}}]}}'.encode()),
+            *(Answer(f'{{"error": {{"message": "{e}"}}}}'.encode(), 400) for e in ESCAPED),
+            *(Answer(f'{{"error": "{e}" and no JSON}}'.encode(), 400) for e in ESCAPED),
+            # Decoded, the key would stand where a long message is cut.
+            *(Answer(f'{{"error": "{"x" * 185}{e}"}}'.encode(), 500) for e in ESCAPED),
+            *(Answer(b" " * 16_300 + e.encode() * 3000, 400) for e in ESCAPED),
+            *(completion(json.dumps({"a": "b"}).replace("b", e)) for e in ESCAPED),
         ]
-        return echoes[number_of(request)]
+        # A good answer after each, or they would be too many in a row.
+        number, good = divmod(number_of(request), 2)
+        return GOOD if good else echoes[number]
 
     with serving(script) as server:
-        found = asked(endpoint_for(server), 7)
+        found = asked(endpoint_for(server, concurrency=1), 2 * (7 + 5 * len(ESCAPED)))
     told = " ".join([*map(repr, found.values()), caplog.text, *capfd.readouterr()])
-    for length in (len(KEY), 12):
-        assert KEY[:length] not in told
+    for spelled in (KEY, *ESCAPED):
+        assert spelled[:12] not in told
     assert "[key]" in told
+
+
+@pytest.mark.parametrize("key", [KEY, "a/b\\c'd", "\\\\", "/"])
+def test_a_key_is_taken_out_in_any_spelling(key: str) -> None:
+    redact = redactor(key)
+    for spelled in (key, json.dumps(key)[1:-1], repr(key)[1:-1], key.replace("/", "\\/")):
+        assert "[key]" in redact(f"<{spelled}>")
+        assert key not in redact(f"<{spelled}>")
+    assert redact("plain") == redactor(None)(redactor("")("plain")) == "plain"
+
+
+def test_no_text_makes_taking_a_key_out_slow() -> None:
+    start = time.process_time()
+    for text in ("\\" * MAX_BYTES, KEY[:-1] * (MAX_BYTES // len(KEY)), "\\u0073" * 160_000):
+        assert redactor(KEY)(text) == text
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("key", ["two words", "sk-\u00e9", "sk-\x00", "sk\nx"])
@@ -417,6 +463,13 @@ def test_what_is_no_address_is_refused(url: str) -> None:
         JudgeOptions(base_url=url)
 
 
+@pytest.mark.parametrize("name", [KEY, "", "1KEY", "MY KEY", "MY=KEY", "KEY\n", "K\u00c9Y"])
+def test_a_key_in_place_of_its_variable_is_refused_without_showing_it(name: str) -> None:
+    with pytest.raises(EvalError, match=r"judge\.api_key_env is no name of a variable") as error:
+        JudgeOptions(api_key_env=name)
+    assert not name or name not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -444,6 +497,25 @@ def test_the_environment_sets_no_other_address(monkeypatch: pytest.MonkeyPatch) 
     assert "OPENAI_API_KEY" not in os.environ
     with serving(lambda *_: GOOD) as server:
         assert not reasons(asked(endpoint_for(server, None), 1))
+
+
+def test_what_the_environment_adds_for_openai_goes_to_no_other_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-secret")
+    named = ("X-Mine", "Authorization", "authorization", "User-Agent", "Host", "Cookie", STREAMED)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "\n".join(f"{name}: secret" for name in named))
+    with serving(lambda *_: GOOD) as server:
+        assert not reasons(asked(endpoint_for(server), 1))
+        assert not reasons(asked(endpoint_for(server, None), 1))
+    for seen, key in zip(server.seen, (KEY, "none"), strict=True):
+        assert "secret" not in json.dumps(seen.headers)
+        headers = {name.lower(): value for name, value in seen.headers.items()}
+        assert "openai-organization" not in headers
+        assert "openai-project" not in headers
+        assert headers["authorization"] == f"Bearer {key}"
+        assert headers["host"] in server.url
 
 
 SCRIPTS: dict[str, Script] = {

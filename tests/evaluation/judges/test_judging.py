@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from mallowspo_cli.commands.judged import foresee
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.journal import Journal
 from mallowspo_cli.evaluation.judges.annotators import find_annotator
@@ -32,6 +33,7 @@ from mallowspo_cli.evaluation.judges.local import LocalJudge
 from mallowspo_cli.evaluation.judges.pairwise import Question, is_switched
 from mallowspo_cli.evaluation.judges.replies import Messages, OnReply, Reply, Unreadable
 from mallowspo_cli.evaluation.judges.spellings import break_special
+from mallowspo_cli.evaluation.outputs import Output
 from mallowspo_cli.files import write_json
 from mallowspo_cli.models.load import load_model
 from tests.evaluation.judges.judge_server import (
@@ -88,6 +90,9 @@ class Scripted:
         shuffled = random.Random(self.order).sample(self.asked, len(self.asked))
         for number in shuffled:
             on_reply(number, self.reply(questions[number], number))
+
+    def redact(self, text: str) -> str:
+        return text.replace(KEY, "[key]")
 
 
 def honest(messages: Messages, _: int = 0) -> Reply:
@@ -547,6 +552,90 @@ def test_a_judge_that_costs_more_than_it_should_is_stopped(tmp_path: Path) -> No
     assert found.cost == pytest.approx(20 * 0.00103)
     assert found.annotations[0].price_per_example == pytest.approx(0.00103)
     assert (found.input_tokens, found.output_tokens) == (2000, 20)
+
+
+def test_what_earlier_runs_cost_counts_against_the_most(tmp_path: Path) -> None:
+    options = replace(OPTIONS, price="10,30", max_cost=0.005)
+    broken = Scripted(lambda messages, n: Reply("junk", None, (), False, 100, 1))
+    judged(tmp_path, pairs_of(4), broken, options)
+    again = Scripted(honest)
+    with pytest.raises(EvalError, match=r"cost 0\.01 US dollars, above judge\.max_cost=0\.005"):
+        judged(tmp_path, pairs_of(4), again, options)
+    assert len(lines(tmp_path)) == 5
+    # What is spent already is too much, so that nothing more is asked.
+    with pytest.raises(EvalError, match="has cost"):
+        judged(tmp_path, pairs_of(4), again := Scripted(honest), options)
+    assert again.asked == []
+    found = judged(tmp_path, pairs_of(4), Scripted(honest), replace(options, max_cost=1.0))
+    assert found.asked == 3
+    assert found.cost == pytest.approx(8 * 0.00103)
+    assert (found.input_tokens, found.output_tokens) == (800, 8)
+    # All answers are there: there is nothing to stop.
+    assert judged(tmp_path, pairs_of(4), Scripted(honest), options).asked == 0
+
+
+def test_only_these_questions_are_counted(tmp_path: Path) -> None:
+    judged(tmp_path, pairs_of(6), Scripted(honest))
+    found = judged(tmp_path, pairs_of(2), Scripted(honest))
+    assert (found.input_tokens, found.output_tokens) == (200, 2)
+
+
+def test_an_answer_that_cannot_be_read_costs_too(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 90, "completion_tokens": 7}
+    with server_judge(lambda *_: completion(None, usage=usage), price="10,30") as (_, judge, opts):
+        found = judged(tmp_path, pairs_of(2), judge, opts)
+    assert len(found.failures) == 2
+    assert (found.input_tokens, found.output_tokens) == (180, 14)
+    assert found.cost == pytest.approx((180 * 10 + 14 * 30) / 1e6)
+
+
+def test_a_key_that_a_parser_decodes_is_in_no_journal(tmp_path: Path) -> None:
+    escaped = "".join(f"\\u{ord(character):04x}" for character in KEY)
+    octal = "".join(f"\\{ord(character):03o}" for character in KEY)
+    texts = [
+        f'[{{"model": "{spelled}", "rank": 1}}, {{"model": "B", "rank": 2}}]'
+        for spelled in (escaped, octal, f"{KEY[:9]}' '{KEY[9:]}")
+    ]
+    texts += [texts[2].replace('"', "'")]
+    script = [completion(text) for text in texts]
+    with server_judge(lambda request, _: script[number_of(request)], RANKING) as (_, judge, opts):
+        found = judged(tmp_path, pairs_of(4), judge, opts, RANKING)
+    assert len(found.failures) == 4
+    for line in lines(tmp_path):
+        assert KEY[:12] not in line["failure"]
+        assert KEY not in line["raw"]
+        assert escaped not in line["raw"]
+        assert octal not in line["raw"]
+
+
+def test_a_key_in_the_reason_of_a_failure_is_taken_out(tmp_path: Path) -> None:
+    def parse(reply: Reply) -> float:
+        raise Unreadable(f"found {KEY}")
+
+    found = judged(tmp_path, pairs_of(1), Scripted(honest), annotator=replace(CHOICE, parse=parse))
+    assert found.failures[0].reason == "found [key]"
+    assert KEY not in (tmp_path / "judgements.jsonl").read_text()
+    assert Endpoint(CHOICE, OPTIONS, f" {KEY}\n").redact(f"<{KEY}>") == "<[key]>"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"base_url": "http://127.0.0.1:8000/v1", "price": "1e5,0"}, "US dollars at most"),
+        ({"base_url": "http://127.0.0.1:8000/v1"}, "no price"),
+        ({"engine": "transformers"}, "no price"),
+        ({}, "price unknown"),
+    ],
+)
+def test_what_judging_would_cost_is_told_by_the_price_that_is_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, str], told: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    options = replace(OPTIONS, annotator="pairwise_choice", **changes)
+    pair = (Output("Question 0?", BAD, "base"), Output("Question 0?", GOOD, "mine"))
+    foresee([pair], options, tmp_path)
+    assert told in caplog.text
+    assert ("no price" in caplog.text) == (told == "no price")
 
 
 def test_a_judge_that_leaves_a_question_out_has_failed_it(tmp_path: Path) -> None:

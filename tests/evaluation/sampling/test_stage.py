@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from mallowspo_cli.errors import EvalError, RecipeError
 from mallowspo_cli.evaluation.journal import Journal
@@ -232,3 +233,22 @@ def test_without_vllm_its_engine_is_refused(
     )
     with pytest.raises(EvalError, match=r"generate\.engine=transformers"):
         VllmEngine(tmp_path, "float32", [2], OPTIONS)
+
+
+def test_a_model_with_learned_positions_is_not_led_behind_its_context(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tiny_tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+    )  # fmt: skip
+    options = other(max_tokens=64, samples=1, batch_size=5)
+    engine = TransformersEngine(GPT2LMHeadModel(config), tiny_tokenizer, options)
+    engine.ends = [2**31 - 1]
+    prompts = render_prompts(TASKS, tiny_tokenizer, 64, options)
+    settings = generation_settings(prompts, tiny_tokenizer, "gpt2", "e", options)
+    with Journal(tmp_path / "g.jsonl", settings) as journal:
+        generate(prompts, lambda: engine, tiny_tokenizer, "gpt2", journal)
+        found = {line["index"]: line["tokens"] for line in journal.lines}
+    assert found == {p.index: 64 - len(p.ids) for p in prompts}
