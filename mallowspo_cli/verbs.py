@@ -131,7 +131,8 @@ def compare(words: Sequence[str]) -> None:
     seed=N             of the resamples (default 0)
     bootstrap=N        resamples of the prompts (default 2000)
     bootstrap_lc=N     resamples that refit the length-controlled win rates (default 300)
-    gamed=FILE         AlpacaEval's df_gamed.csv: its full length control, not the minimal one
+    gamed=FILE         AlpacaEval's df_gamed.csv, for its full length control (default: the hub's,
+                       for its own instructions; else the minimal fit, without a penalty)
     difficulty=FILE    its instruction_difficulty.csv (default: the difficulties in gamed=)
     instructions=FILE  the instructions in the order of those files, where they are not AlpacaEval's
     """

@@ -31,6 +31,7 @@ from mallowspo_cli.report.win_rates import print_summary, write_win_rates
 STAGES = ("all", "generate", "judge", "score")
 OUTPUTS, GENERATION = "model_outputs.json", "generation.json"
 JUDGEMENTS, JUDGE = "judgements.jsonl", "judge.json"
+SPENT = ("input_tokens", "output_tokens", "cost")
 ANNOTATIONS, SUMMARY = "annotations.json", "summary.json"
 
 
@@ -209,11 +210,16 @@ def judged_annotations(directory: Path) -> list[Annotation]:
 
 
 def made_by(directory: Path) -> dict[str, Any]:
-    """What the stages before say of themselves, as `generation` and `judge`, where they ran."""
+    """What the stages before say of themselves, as `generation` and `judge`, where they ran.
+
+    Without what was spent: an evaluation that was stopped and went on may have spent more for the
+    same figures.
+    """
     found = {}
     for name, file in (("generation", GENERATION), ("judge", JUDGE)):
         if (directory / file).is_file():
-            found[name] = read_object(directory / file)
+            values = read_object(directory / file)
+            found[name] = {key: value for key, value in values.items() if key not in SPENT}
     return found
 
 
