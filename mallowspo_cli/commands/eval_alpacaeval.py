@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mallowspo_cli.commands.judged import (
-    OUTPUTS,
     answers_to,
     check_failures,
     check_judge,
@@ -22,7 +20,13 @@ from mallowspo_cli.commands.words import only_words, typed, whole_number
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.judges.judging import Judged, JudgeOptions
-from mallowspo_cli.evaluation.outputs import Annotation, Output, read_annotations, read_outputs
+from mallowspo_cli.evaluation.outputs import (
+    OUTPUTS,
+    Annotation,
+    Output,
+    read_annotations,
+    read_outputs,
+)
 from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions
 from mallowspo_cli.evaluation.win_rates.alpacaeval import (
     BASELINE,
@@ -65,6 +69,8 @@ class _Asked:
     baseline: Path | None
     outputs: Path | None
     annotations: Path | None
+    difficulty: Path | None
+    gamed: Path | None
     generate: GenerateOptions
     judge: JudgeOptions
 
@@ -125,6 +131,8 @@ def _read(words: Sequence[str]) -> _Asked:
         else path_of(own, "baseline"),
         path_of(own, "outputs"),
         path_of(own, "annotations"),
+        path_of(own, "difficulty"),
+        path_of(own, "gamed"),
         typed(GenerateOptions, "generate", own),
         typed(JudgeOptions, "judge", own),
     )
@@ -229,10 +237,8 @@ def _length_data(
     asked: _Asked, rows: Sequence[Annotation], order: Sequence[str] | None
 ) -> LengthData:
     """The files of the fit: those named, else AlpacaEval's own for its own instructions."""
-    own: Mapping[str, Any] = asked.own
-    difficulty, gamed = path_of(own, "difficulty"), path_of(own, "gamed")
-    if difficulty is not None or gamed is not None:
-        return LengthData(gamed, difficulty, order)
+    if asked.difficulty is not None or asked.gamed is not None:
+        return LengthData(asked.gamed, asked.difficulty, order)
     if not is_official([row.instruction for row in rows]):
         reason = (
             "the instructions are not AlpacaEval's, and no difficulties of theirs were given "

@@ -5,13 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mallowspo_cli.commands.generate_stage import (
-    DISPERSION,
-    GENERATION,
-    GENERATIONS,
-    generate_stage,
-    measure_dispersion,
-)
+from mallowspo_cli.commands.generate_stage import generate_stage, measure_dispersion
 from mallowspo_cli.commands.prepare import one_process
 from mallowspo_cli.commands.prompt_sources import chosen_dataset, held_out_prompts
 from mallowspo_cli.commands.subject import Evaluated, clean_name, find_model
@@ -19,7 +13,7 @@ from mallowspo_cli.commands.words import only_words, typed, whole_number
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError, RecipeError, first_line
 from mallowspo_cli.evaluation.diversity import Answer, prompt_values, read_answers
-from mallowspo_cli.evaluation.outputs import read_object
+from mallowspo_cli.evaluation.outputs import DISPERSION, GENERATION, GENERATIONS, read_object
 from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions, Task
 from mallowspo_cli.evaluation.strata import by_dispersion, estimate, tercile_members
 from mallowspo_cli.evaluation.win_rates.alpacaeval import read_inputs

@@ -7,7 +7,6 @@ from typing import Any
 
 from mallowspo_cli.commands.generate_stage import generate_outputs, measure_dispersion
 from mallowspo_cli.commands.judged import (
-    OUTPUTS,
     answers_to,
     check_failures,
     check_judge,
@@ -25,7 +24,7 @@ from mallowspo_cli.data.pairs import PreferencePair
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.judges.judging import Judged, JudgeOptions
-from mallowspo_cli.evaluation.outputs import Output, read_outputs
+from mallowspo_cli.evaluation.outputs import OUTPUTS, Output, read_outputs
 from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions, Task
 from mallowspo_cli.evaluation.win_rates.alpacaeval import joined
 from mallowspo_cli.evaluation.win_rates.summary import LengthData

@@ -17,7 +17,13 @@ from mallowspo_cli.distributed import console, log
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.evaluation.generate import end_tokens
 from mallowspo_cli.evaluation.journal import Journal
-from mallowspo_cli.evaluation.outputs import read_object
+from mallowspo_cli.evaluation.outputs import (
+    DISPERSION,
+    GENERATION,
+    GENERATIONS,
+    OUTPUTS,
+    read_object,
+)
 from mallowspo_cli.evaluation.sampling.prompt_dispersion import prompt_entropy
 from mallowspo_cli.evaluation.sampling.stage import (
     Engine,
@@ -37,8 +43,6 @@ from mallowspo_cli.recipe.schema import ModelConfig
 from mallowspo_cli.reference.fingerprint import weights_digest
 from mallowspo_cli.scoring import PairScorer
 
-GENERATIONS, GENERATION, OUTPUTS = "generations.jsonl", "generation.json", "model_outputs.json"
-DISPERSION = "dispersion.json"
 PACK_TOKENS, LONGEST = 8192, 8192
 """Tokens of a pass, and of an answer with its prompt where the model names no context."""
 

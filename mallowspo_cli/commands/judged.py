@@ -22,17 +22,24 @@ from mallowspo_cli.evaluation.judges.judging import (
     judge_pairs,
     settings,
 )
-from mallowspo_cli.evaluation.outputs import Annotation, Output, read_annotations, read_object
+from mallowspo_cli.evaluation.outputs import (
+    ANNOTATIONS,
+    GENERATION,
+    JUDGE,
+    JUDGEMENTS,
+    SUMMARY,
+    Annotation,
+    Output,
+    read_annotations,
+    read_object,
+)
 from mallowspo_cli.evaluation.sampling.tasks import Task
 from mallowspo_cli.evaluation.win_rates.summary import LengthData, summarise
 from mallowspo_cli.files import make_directory, write_json
 from mallowspo_cli.report.win_rates import print_summary, write_win_rates
 
 STAGES = ("all", "generate", "judge", "score")
-OUTPUTS, GENERATION = "model_outputs.json", "generation.json"
-JUDGEMENTS, JUDGE = "judgements.jsonl", "judge.json"
 SPENT = ("input_tokens", "output_tokens", "cost")
-ANNOTATIONS, SUMMARY = "annotations.json", "summary.json"
 
 
 def stage_of(own: Mapping[str, str]) -> str:

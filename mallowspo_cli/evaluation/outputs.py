@@ -12,6 +12,10 @@ from typing import Any
 
 from mallowspo_cli.errors import EvalError, first_line
 
+GENERATIONS, GENERATION, OUTPUTS = "generations.jsonl", "generation.json", "model_outputs.json"
+JUDGEMENTS, JUDGE, ANNOTATIONS = "judgements.jsonl", "judge.json", "annotations.json"
+SUMMARY, DISPERSION = "summary.json", "dispersion.json"
+"""Files of an evaluation's directory."""
 BASE_WINS, DRAW, MODEL_WINS = 1.0, 1.5, 2.0
 """Ends and middle of `Annotation.preference`."""
 

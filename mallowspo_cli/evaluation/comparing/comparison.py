@@ -10,7 +10,6 @@ import numpy as np
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.comparing.agreement import agreements
 from mallowspo_cli.evaluation.comparing.lengths import (
-    UNPENALISED,
     Calibration,
     LengthFiles,
     compared_length_control,
@@ -29,8 +28,13 @@ from mallowspo_cli.evaluation.comparing.matching import (
 from mallowspo_cli.evaluation.comparing.metrics import Resampling, compared_means, terciles
 from mallowspo_cli.evaluation.comparing.paired import LEVEL, holm
 from mallowspo_cli.evaluation.comparing.sides import Evaluation, Ranked, Side
-from mallowspo_cli.evaluation.outputs import BASE_WINS, DRAW
+from mallowspo_cli.evaluation.outputs import (
+    BASE_WINS,
+    DISPERSION,
+    DRAW,
+)
 from mallowspo_cli.evaluation.win_rates.difficulty import is_official
+from mallowspo_cli.evaluation.win_rates.length_control import UNPENALISED
 
 WIN_RATE, DISCRETE, ACCURACY = "win rate", "discrete win rate", "preference accuracy"
 CONTROLLED = "length-controlled win rate"
@@ -81,7 +85,7 @@ def compare(
         notes.append(
             f"Length-controlled win rates (minimal) are fitted without a penalty (C = "
             f"{UNPENALISED:,.0f}), as a penalty pulls both sides to 50 % and hides their "
-            "difference. They can so differ a little from those in summary.json."
+            "difference."
         )
     for metric in metrics:
         _correct(metric["pairs"])
@@ -277,7 +281,7 @@ def _entropies(
     found: dict[tuple[str, str], float] = {}
     known = [e for s in sides for m in s.members for e in m.evaluations if e.entropies]
     for evaluation in known:
-        file = evaluation.place.parent / "dispersion.json"
+        file = evaluation.place.parent / DISPERSION
         if evaluation.reference != known[0].reference:
             notes.append(
                 f"{file} is not used: its entropies are of {evaluation.reference}, others of "

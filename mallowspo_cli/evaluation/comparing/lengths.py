@@ -16,14 +16,11 @@ from mallowspo_cli.evaluation.win_rates.calibration import Gamed, read_gamed
 from mallowspo_cli.evaluation.win_rates.difficulty import difficulty_of
 from mallowspo_cli.evaluation.win_rates.length_control import (
     MODEL,
+    UNPENALISED,
     Judged,
     length_controlled,
     refit_of,
 )
-
-UNPENALISED = 1e4
-"""C without a penalty to speak of, the largest of AlpacaEval's candidates. A penalty pulls both
-sides to 50 %, and so their difference to 0."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mallowspo_cli.errors import EvalError, first_line
-from mallowspo_cli.evaluation.outputs import Annotation, read_annotations
+from mallowspo_cli.evaluation.outputs import (
+    ANNOTATIONS,
+    DISPERSION,
+    GENERATIONS,
+    JUDGEMENTS,
+    Annotation,
+    read_annotations,
+)
 
-ANNOTATIONS, PREFERENCES = "annotations.json", "preferences_"
+PREFERENCES = "preferences_"
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ def read_evaluation(path: Path, root: Path | None = None) -> Evaluation:
     if len(judges) > 1:
         raise EvalError(f"{path} holds judgements of {', '.join(judges)}; expected one judge's.")
     directory = path.parent
-    found = _object(directory / "dispersion.json")
+    found = _object(directory / DISPERSION)
     return Evaluation(
         place=path,
         name=directory.name if root is None else directory.relative_to(root).as_posix(),
@@ -171,10 +178,10 @@ def read_evaluation(path: Path, root: Path | None = None) -> Evaluation:
         annotations={row.instruction: row for row in rows},
         judge=judges[0],
         baseline=", ".join(sorted({row.generator_1 for row in rows})),
-        settings=_header(directory / "judgements.jsonl"),
-        sampling=_header(directory / "generations.jsonl"),
+        settings=_header(directory / JUDGEMENTS),
+        sampling=_header(directory / GENERATIONS),
         reference=found.get("reference"),
-        entropies=_entropies(found, directory / "dispersion.json"),
+        entropies=_entropies(found, directory / DISPERSION),
     )
 
 

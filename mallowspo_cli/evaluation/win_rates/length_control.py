@@ -30,6 +30,9 @@ GAMED_WEIGHT = 0.2 / 2
 """A judgement of the gamed baselines counts this much; there are two of them."""
 CANDIDATES = tuple(np.logspace(-4, 4, 10).tolist())
 """Values of C (inverse of the L1 penalty) that cross-validation chooses from."""
+UNPENALISED = 1e4
+"""C without a penalty to speak of, the largest of the candidates. Where nothing but the judgements
+is known a penalty pulls the win rate to 50 %."""
 SEED = 123
 Floats = NDArray[np.float64]
 Sample = tuple[Floats, Floats, Floats]

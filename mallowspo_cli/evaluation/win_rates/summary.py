@@ -13,15 +13,18 @@ from mallowspo_cli.evaluation.outputs import Annotation
 from mallowspo_cli.evaluation.win_rates.calibration import read_gamed
 from mallowspo_cli.evaluation.win_rates.difficulty import Difficulty, difficulty_of
 from mallowspo_cli.evaluation.win_rates.length_control import (
+    UNPENALISED,
     Judged,
     LengthControlled,
     baseline_itself,
     bootstrap_length_controlled,
     length_controlled,
+    refit_of,
 )
 from mallowspo_cli.evaluation.win_rates.winrate import average_length, extreme_change, win_rate
 
 RESAMPLES = 1000
+FIGURES = tuple(f"length_controlled{kind}_winrate" for kind in ("", "_noreg", "_minimal"))
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def summarise(annotations: Sequence[Annotation], data: LengthData) -> dict[str, 
     """AlpacaEval's figures under its names, in percent, with intervals as NAME_low and NAME_high.
 
     The length-controlled win rate is null where it cannot be had right; `length_control` says why,
-    and length_controlled_minimal_winrate (without difficulties) stands in.
+    and length_controlled_minimal_winrate stands in: without difficulties, and unlike AlpacaEval's
+    fit of that name without a penalty, which would pull it to 50.
 
     Raises:
         EvalError: nothing is judged; several models in one file; or files that do not fit.
@@ -92,33 +96,42 @@ def summarise(annotations: Sequence[Annotation], data: LengthData) -> dict[str, 
         notes.append(f"no length-controlled win rate: {error}")
     else:
         summary |= _controlled(judged, found)
-        about |= {"coefficients": found.coefficients, "c": found.c}
+        if difficulty is not None:
+            about |= {"coefficients": found.coefficients, "c": found.c}
         if why:
             notes.append(f"length control without instruction difficulties: {why}")
-        if found.is_shrunk:
+        if found.is_shrunk and difficulty is not None:
             notes.append(
                 f"length control found nothing to go by: its penalty (C = {found.c:g}) left no "
                 "coefficient, so that its figure is 50 whatever the model. Few judgements, or no "
                 "difference, do that."
             )
-        if warning := extreme_change(raw.win_rate, found.win_rate):
+        figure = next(v for key, v in summary.items() if key in FIGURES and v is not None)
+        if warning := extreme_change(raw.win_rate, figure):
             notes.append(warning)
     return {**summary, "length_control": about, "notes": notes}
 
 
 def _controlled(judged: Judged, found: LengthControlled) -> dict[str, Any]:
-    low = high = found.win_rate
-    if math.isfinite(found.c):
-        low, high = bootstrap_length_controlled(judged, found.c, RESAMPLES)
-    name = "length_controlled"
-    if found.variant != "length_controlled_v1":
-        name = found.variant
-    return {
-        f"{name}_winrate": found.win_rate,
-        f"{name}_winrate_low": low,
-        f"{name}_winrate_high": high,
-        "lc_standard_error": found.standard_error,
-    }
+    if not math.isfinite(found.c):
+        # The baseline against itself: nothing was fitted.
+        figures = (found.win_rate,) * 3
+        return {**_named("length_controlled", *figures), "lc_standard_error": 0.0}
+    if judged.difficulty is None:
+        value = refit_of(judged, UNPENALISED)(np.arange(len(judged.preference)))
+        return _named(found.variant, value, *_interval(judged, UNPENALISED))
+    name = "length_controlled" if judged.gamed is not None else found.variant
+    figures = _named(name, found.win_rate, *_interval(judged, found.c))
+    return {**figures, "lc_standard_error": found.standard_error}
+
+
+def _interval(judged: Judged, c: float) -> tuple[float, float]:
+    return bootstrap_length_controlled(judged, c, RESAMPLES)
+
+
+def _named(name: str, value: float, low: float, high: float) -> dict[str, Any]:
+    name = f"{name}_winrate"
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _difficulty(

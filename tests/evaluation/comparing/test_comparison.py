@@ -23,7 +23,6 @@ from mallowspo_cli.evaluation.comparing.comparison import (
     compare,
 )
 from mallowspo_cli.evaluation.comparing.lengths import (
-    UNPENALISED,
     LengthFiles,
     compared_length_control,
 )
@@ -32,6 +31,7 @@ from mallowspo_cli.evaluation.comparing.sides import read_sides, short_names
 from mallowspo_cli.evaluation.statistics import TERCILES
 from mallowspo_cli.evaluation.win_rates.calibration import read_gamed
 from mallowspo_cli.evaluation.win_rates.length_control import (
+    UNPENALISED,
     Judged,
     length_controlled,
     refit_of,

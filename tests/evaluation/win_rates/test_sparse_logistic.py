@@ -84,3 +84,14 @@ def _targets(
         "separable": (features[:, 0] > 0).astype(float),
         "even": np.full(len(drawn), 0.5),
     }[kind]
+
+
+def test_features_that_hardly_differ_are_told_apart_all_the_same() -> None:
+    length = np.asarray([0.9998, 0.9998, 0.9999, 0.9911, 0.9999, 0.9911, 0.9999, 0.9998])
+    features = np.stack([length, np.ones(8)], axis=1)
+    targets = np.asarray([0.808, 0.359, 0.694, 0.858, 0.694, 0.858, 0.694, 0.808])
+    found = fit_sparse_logistic(features, targets, np.ones(8), 1e-4)
+    chance = expit(features @ found)
+    slope = features.T @ (chance - targets)
+    # The minimum's own condition.
+    assert np.abs(slope + 1e-4 * np.sign(found)).max() < 1e-9
