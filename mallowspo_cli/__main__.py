@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from mallowspo_cli.errors import MallowsPOError, RecipeError
+from mallowspo_cli.experiment_verbs import experiment
 from mallowspo_cli.verbs import evaluate, verb
 
 WORDS = click.argument("words", nargs=-1, metavar="recipe=NAME [KEY=VALUE ...]")
@@ -49,6 +50,41 @@ def train(words: Sequence[str], resume: bool, dry_run: bool) -> None:
     """
     name, overrides = split_recipe(words, "train")
     verb("train").run(name, overrides, resume=resume, dry_run=dry_run)
+
+
+@cli.command()
+@WORDS
+@click.option(
+    "--launch",
+    type=click.Choice(["local", "slurm", "print"]),
+    default="local",
+    show_default=True,
+    help="Run the jobs here one after another, write a job array, or print a command a job.",
+)
+def sweep(words: Sequence[str], launch: str) -> None:
+    """Train once for every choice of several values, and collect a table, a report and pictures.
+
+    \b
+    Example:
+      mallowspo sweep recipe=quickstart objective=dpo,mallows_theta seed=0,1,2
+      mallowspo sweep recipe=quickstart objective.beta=0.1,0.3,1 train.learning_rate=5e-6,1e-5
+      mallowspo sweep recipe=llama3_dpo,llama3_rainbow --launch slurm
+
+    Takes Hydra's grammar: commas, range(1,4), choice(), objective=glob(llama3_*). Every job is
+    composed and checked before the first one runs, and has a run directory of its own,
+    runs/NAME/JOB; all share one reference store. Jobs that fail are noted, and the rest goes on.
+    Writes sweep.csv, report.md, pictures and JOB.log in runs/NAME.
+
+    The same command again collects what is finished, tries what failed, and goes on where it was
+    stopped.
+
+    \b
+    name=NAME         of the sweep (default: the recipe and the swept keys)
+    accelerate=FILE   start every job by `accelerate launch --config_file FILE`
+    KEY=V1,V2,...     any recipe key, the recipe too; those with one value hold for all jobs
+    """
+    name, overrides = split_recipe(words, "sweep")
+    verb("sweep").run(name, overrides, launch=launch)
 
 
 @cli.command()
@@ -132,6 +168,7 @@ def cache_ref(words: Sequence[str]) -> None:
 
 
 cli.add_command(evaluate)
+cli.add_command(experiment)
 
 
 @cli.group()
@@ -299,41 +336,6 @@ def dispersion(words: Sequence[str]) -> None:
     """
     name, overrides = split_recipe(words, "dispersion")
     verb("dispersion").run(name, overrides)
-
-
-@cli.group()
-def experiment() -> None:
-    """Experiments on the method itself.
-
-    \b
-    Example:
-      mallowspo experiment human-dispersion
-    """
-
-
-@experiment.command("human-dispersion")
-@click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
-def human_dispersion(words: Sequence[str]) -> None:
-    """Does token entropy measure human disagreement? Rank correlations with raters' dispersion.
-
-    \b
-    Example:
-      mallowspo experiment human-dispersion
-      mallowspo experiment human-dispersion pairs=50 corpora=tweets,movies to=reports/small
-
-    Fetches four corpora of short texts with every rater's score (2.4 MB), draws pairs of like
-    length, scores them with the reference model as training would, and correlates normalised token
-    entropy with the Mallows phi of the raters, beside length, log-prob margin and a shuffled
-    control. Writes results.json, report.md and correlations.png.
-
-    \b
-    model=MODEL    a name in recipes/model/, a directory or a hub id (default: smollm2_135m)
-    pairs=N        pairs from each corpus (default: 500; about 20 to 35 minutes on 2 cores)
-    corpora=NAMES  all, or some of movies,products,tweets,editorials (default: all)
-    seed=N         of the draw, the bootstrap and the control (default: 0)
-    to=DIR         where the report goes (default: reports/human-dispersion)
-    """
-    verb("experiment").run_human_dispersion(list(words))
 
 
 @cli.group()

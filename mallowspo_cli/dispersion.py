@@ -21,6 +21,8 @@ from mallowspo_cli.errors import DataError
 
 LOWEST: Final = 1e-6
 HIGHEST: Final = 1 - 1e-6
+SMALLEST_INVERTED: Final = 0.01
+"""Smaller values count as this: one near 0 would be all of the mean of the inverses."""
 SHUFFLE_STREAM: Final = 0x5EED
 """Added to the seed of the shuffled control."""
 
@@ -118,6 +120,11 @@ def shuffled(values: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed + SHUFFLE_STREAM)
     order = torch.randperm(values.shape[0], generator=generator)
     return values[order.to(values.device)]
+
+
+def inverse(raw: Tensor) -> Tensor:
+    """Control: `raw` the wrong way round, 1 / raw, (N,), before its scale; NaN stays NaN."""
+    return 1 / raw.clamp(min=SMALLEST_INVERTED)
 
 
 def terciles(values: Tensor) -> Tensor:

@@ -21,6 +21,10 @@ class ModelError(MallowsPOError):
     """A model source that cannot be fetched, read or scored."""
 
 
+class PackageError(MallowsPOError):
+    """A package of the package index that cannot be fetched."""
+
+
 class CacheError(MallowsPOError):
     """A reference store that does not fit the run."""
 

@@ -1,13 +1,17 @@
 """One forward pass over a pack of pairs, for the reference pass, evaluation and training alike."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mallowspo_cli.models.attention import scoring
 from mallowspo_cli.models.flops import ForwardFlops
-from mallowspo_cli.models.head import install_head
-from mallowspo_cli.objectives.base import PairEntropies, PairScores
+from mallowspo_cli.models.head import TokenStatistics, install_head
+from mallowspo_cli.objectives.base import Objective, PairEntropies, PairScores
+from mallowspo_cli.objectives.details import DetailedScores
 from mallowspo_cli.packing.layout import Layout, PairBatch
 
 
@@ -54,19 +58,23 @@ class PairScorer(nn.Module):
         causal.tie_weights()
 
     def forward(
-        self, batch: PairBatch, entropy: bool = False
+        self, batch: PairBatch, entropy: bool = False, details: bool = False
     ) -> PairScores | tuple[PairScores, PairEntropies]:
-        """Summed log-probs and token counts of B pairs; with `entropy`, entropies beside them."""
+        """Summed log-probs and token counts of B pairs; with `entropy`, entropies beside them; with
+        `details` the scores are DetailedScores.
+        """
         causal = self.causal_model
         hidden = self._hidden_states(causal.base_model, batch)  # type: ignore[arg-type]
         rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.source_index)
         head = causal.get_output_embeddings()  # type: ignore[operator]
-        tokens = head(rows, batch.target_ids, entropy=entropy)
+        tokens = head(rows, batch.target_ids, entropy=entropy, collision=details)
 
         responses = 2 * len(batch.pair_ids)
         counts = batch.response_tokens
         logps = _sum(tokens.logps, batch.response_index, responses)
         scores = PairScores(*_split(logps), *_split(counts))
+        if details:
+            scores = _detailed(scores, tokens, batch)
         if not entropy:
             return scores
         sums = _sum(tokens.entropies, batch.response_index, responses)
@@ -86,6 +94,34 @@ class PairScorer(nn.Module):
                 segments=batch.segments,
                 use_cache=False,
             ).last_hidden_state
+
+
+def scorer_for(
+    objective: Objective, scorer: Callable[..., Any]
+) -> Callable[[PairBatch], PairScores]:
+    """A `PairScorer`, however wrapped, as an objective needs it called."""
+    return partial(scorer, details=True) if objective.needs_details else scorer
+
+
+def _detailed(scores: PairScores, tokens: TokenStatistics, batch: PairBatch) -> DetailedScores:
+    """`scores` with what some losses need beside them."""
+    counts, index = batch.response_tokens, batch.response_index
+    assert tokens.log_collisions is not None
+    place = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[index]
+    common = counts.view(-1, 2).amin(dim=1).repeat_interleave(2)
+    # Not logps times a mask: 0 times minus infinity would be NaN.
+    logps = tokens.logps.masked_fill(place >= common[index], 0.0)
+    return DetailedScores(
+        **vars(scores),
+        **_named("common_logps", _sum(logps, index, len(counts))),
+        **_named("log_collisions", _sum(tokens.log_collisions, index, len(counts))),
+    )
+
+
+def _named(field: str, per_response: Tensor) -> dict[str, Tensor]:
+    """(2 B,) as the fields of the chosen and the rejected responses."""
+    chosen, rejected = _split(per_response)
+    return {f"chosen_{field}": chosen, f"rejected_{field}": rejected}
 
 
 def _sum(values: Tensor, index: Tensor, size: int) -> Tensor:

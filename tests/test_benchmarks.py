@@ -219,3 +219,15 @@ def test_trainers_are_compared_with_and_without_the_reference_pass(
     assert found["ratios"]["mallowspo/loop_pairs_per_s"]["trl_tuned"] == 1
     trainers.show(found)
     assert "whole process, CPU" in capsys.readouterr().out
+
+
+def test_coverage_is_counted_against_the_true_difference() -> None:
+    coverage = load("interval_coverage")
+    row = coverage.seeds_row(40, (1, 1), 0.0, 40)
+    # Three standard errors below 95 %.
+    assert row["covered"] >= 0.85
+    generator, one = np.random.default_rng(0), np.linspace(0, 1, 40)[None]
+    drawn = coverage.preferences(generator, generator.normal(size=200_000), 1, 0.3, 0.0)
+    assert drawn.mean() == pytest.approx(coverage.true_mean(0.3, 0.0), abs=0.005)
+    for interval in (coverage.in_use(one, one + 2, 0), coverage.two_level(one, one + 2, 0)):
+        assert interval == pytest.approx((2, 2))

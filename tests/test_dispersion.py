@@ -174,3 +174,12 @@ def test_terciles_are_near_equal_in_size_and_ordered(values: list[float]) -> Non
     for label in (0, 1):
         below, above = given_values[found <= label], given_values[found > label]
         assert above.numel() == 0 or below.max() <= above.min()
+
+
+def test_the_inverse_control_turns_the_order_and_leaves_the_unknown() -> None:
+    raw = torch.tensor([0.0, 0.5, 2.0, math.nan], dtype=torch.float64)
+    found = dispersion.inverse(raw)
+    assert found[1:3].tolist() == [2.0, 0.5]
+    assert found[0].isfinite()
+    assert found[0] > found[1]
+    assert found[3].isnan()

@@ -11,13 +11,13 @@ import mallowspo_cli
 
 PACKAGE = Path(mallowspo_cli.__file__).parent
 LEVELS = [
-    *(["errors"], ["distributed"], ["files"]),
+    *(["errors"], ["distributed"], ["files"], ["package_index"]),
     ["objectives", "dispersion", "raters"],
     ["recipe"],
     ["data", "models"],
     *(["packing"], ["scoring"], ["reference"], ["evaluation"], ["training"]),
     ["experiments", "report", "plan"],
-    *(["commands"], ["verbs"], ["__main__"]),
+    *(["commands"], ["verbs"], ["experiment_verbs"], ["__main__"]),
 ]
 """Left to right; what stands side by side does not know each other."""
 MODULES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))

@@ -17,6 +17,13 @@ NOT_RUN_HERE = {
     *("make quickstart", "make test"),
     # Fetches its corpora; tests/experiments runs it on a small one.
     "mallowspo experiment human-dispersion",
+    # Two minutes; the smaller one beside it runs.
+    "mallowspo experiment estimator",
+    # Nine runs each, on data from the hub or a package; tests/commands has two on small files.
+    "mallowspo experiment out-of-distribution recipe=hh_pythia_dpo targets=shp,stack_exchange "
+    "objectives=hh_dpo,hh_theta,hh_phi",
+    "mallowspo experiment out-of-distribution train_on=rated:movies "
+    "targets=rated:products,rated:tweets train.max_steps=20",
 }
 
 SMALL = [
@@ -50,6 +57,10 @@ def tiny(words: list[str]) -> list[str]:
         # Eight processes take at least eight pairs a step.
         small = [*SMALL, "train.global_batch_size=8"] if words[0] == "plan" else SMALL
         return [*kept, "model=tiny_random", *data, *small]
+    if words[0] == "sweep":
+        # Every choice is composed. tests/commands/test_sweep.py runs some.
+        kept = [w for w in words if not w.startswith("seed=")]
+        return kept if "--launch" in words else [*kept, "--launch", "print"]
     if words[0] == "eval" and words[1] in ("alpacaeval", "winrate", "generations"):
         here = [w.replace("=docs/data/", f"={ROOT}/docs/data/") for w in words]
         here = [w.replace("smollm2_135m", "tiny_random") for w in here]

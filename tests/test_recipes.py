@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import yaml
 from mallowspo_cli.__main__ import cli
 from mallowspo_cli.objectives.base import Objective, objective_name
 from mallowspo_cli.objectives.dpo import DPO
-from mallowspo_cli.objectives.mallows import MallowsPhi, MallowsTheta
+from mallowspo_cli.objectives.ipo import Scaling
+from mallowspo_cli.objectives.mallows import MallowsIPO, MallowsPhi, MallowsTheta
 from mallowspo_cli.objectives.rainbow import RainbowPO
 from mallowspo_cli.objectives.sft import SFT
 from mallowspo_cli.objectives.simpo import SimPO
@@ -33,6 +35,17 @@ OBJECTIVES: dict[str, Objective] = {
     "llama3_rainbow": RainbowPO(
         beta=10.0, length_normalised=True, home_advantage=0.1, mixing=0.25, sft_coefficient=0.0
     ),
+    "llama3_rainbow_no_ln": RainbowPO(
+        beta=0.05, length_normalised=False, home_advantage=20.0, mixing=0.25
+    ),
+    "llama3_rainbow_no_cs": RainbowPO(beta=10.0, home_advantage=0.1, mixing=0.25),
+    "llama3_rainbow_no_mix": RainbowPO(beta=10.0, home_advantage=0.1, mixing=1.0),
+    "llama3_rainbow_home_03": RainbowPO(beta=10.0, home_advantage=0.3, mixing=0.25),
+    "llama3_rainbow_mixing_05": RainbowPO(beta=10.0, home_advantage=0.1, mixing=0.5),
+    "llama3_rainbow_sft": RainbowPO(
+        beta=10.0, home_advantage=0.1, mixing=0.25, sft_coefficient=1.0
+    ),
+    "llama3_rainbow_square": MallowsIPO(beta=1.0, length_normalised=True, scaling=Scaling.margin),
     "llama3_lora_phi": MallowsPhi(beta=0.15),
     "hh_pythia_sft": SFT(),
     "hh_pythia_dpo": DPO(beta=0.1),
@@ -45,7 +58,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 PAPER = list(OBJECTIVES)
 """Recipes with published values."""
-RUN = [*PAPER, "quickstart"]
+RUN = [*PAPER, "quickstart", "sentiment_smollm2"]
 
 # RainbowPO's notebook of the final runs; MallowsPO's script (prompts without the header).
 LLAMA3 = {
@@ -111,6 +124,7 @@ VALUES = {
     **{name: LLAMA3 for name in PAPER if name.startswith("llama3")},
     **{name: HH for name in PAPER if name.startswith("hh")},
     **{name: IMDB for name in PAPER if name.startswith("imdb")},
+    "llama3_rainbow_no_cs": LLAMA3 | {"dispersion.mode": "constant"},
     "llama3_lora_phi": LLAMA3
     | {"model.lora.rank": 128, "model.lora.alpha": 256.0, "train.learning_rate": 1e-5},
     "hh_pythia_sft": HH | {"model.source": "EleutherAI/pythia-2.8b"},
@@ -222,6 +236,27 @@ def test_every_value_tells_its_source(recipe: str) -> None:
     for path in files_of(recipe):
         for _, line in values_in(path.read_text()):
             assert SOURCE.search(line), f"{path.name}: {line}"
+
+
+def test_the_quickstarts_rainbow_differs_from_each_variant_in_what_its_name_says() -> None:
+    whole = RainbowPO(beta=1.6, home_advantage=0.625, mixing=0.25)
+    variants: dict[str, Objective] = {
+        "": whole,
+        "_no_ln": RainbowPO(beta=0.1, length_normalised=False, home_advantage=10.0, mixing=0.25),
+        "_no_mix": replace(whole, mixing=1.0),
+        "_no_home": replace(whole, home_advantage=0.0),
+        "_sft": replace(whole, sft_coefficient=0.16),
+        "_square": MallowsIPO(beta=1.6, length_normalised=True, scaling=Scaling.margin),
+    }
+    files = {path.stem: path for path in (shipped_recipes() / "objective").glob("*_rainbow*.yaml")}
+    assert {f"quickstart_rainbow{v}" for v in variants} == {
+        name for name in files if name.startswith("quickstart")
+    }
+    for variant, objective in variants.items():
+        name = f"quickstart_rainbow{variant}"
+        assert load_recipe("quickstart", [f"objective={name}"]).recipe.objective == objective
+        for _, line in values_in(files[name].read_text()):
+            assert SOURCE.search(line), f"{name}: {line}"
 
 
 @pytest.mark.parametrize("recipe", PAPER)

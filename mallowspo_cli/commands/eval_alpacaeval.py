@@ -4,22 +4,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mallowspo_cli.commands.judged import (
-    answers_to,
+from mallowspo_cli.commands.judge_stage import (
     check_failures,
     check_judge,
     foresee,
     judge_stage,
+)
+from mallowspo_cli.commands.judged import (
+    answers_to,
     judged_annotations,
     made_by,
+    name_annotator,
     path_of,
     score_stage,
     stage_of,
 )
+from mallowspo_cli.commands.subject import Evaluated, clean_name, find_model
 from mallowspo_cli.commands.words import only_words, typed, whole_number
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError
-from mallowspo_cli.evaluation.judges.judging import Judged, JudgeOptions
+from mallowspo_cli.evaluation.judges.judging import JudgeOptions, Pair
+from mallowspo_cli.evaluation.judges.pairwise import pair_of
 from mallowspo_cli.evaluation.outputs import (
     OUTPUTS,
     Annotation,
@@ -62,7 +67,8 @@ class _Asked:
     """The command's words, checked."""
 
     own: Mapping[str, str]
-    model_words: list[str]
+    subject: Evaluated | None
+    """What `model=` stands for."""
     stage: str
     limit: int | None
     instructions: Path | None
@@ -90,7 +96,9 @@ def run(words: Sequence[str], dry_run: bool) -> None:
         _check_baseline(asked)
     if "generate" in stages and asked.outputs is None:
         _generate(asked, directory)
-    judged = _judge(asked, directory) if "judge" in stages else None
+    judged = None
+    if "judge" in stages:
+        judged = judge_stage(_pairs(asked, directory), asked.judge, directory)
     if "score" in stages:
         _score(asked, directory)
     if judged is not None:
@@ -99,11 +107,7 @@ def run(words: Sequence[str], dry_run: bool) -> None:
 
 def _read(words: Sequence[str]) -> _Asked:
     own, rest = only_words(words, NAMES, GROUPS, through=("model.",))
-    if "judge" in own and "judge.annotator" in own:
-        raise EvalError("judge= and judge.annotator= name the same; leave one out.")
-    if "judge" in own:
-        # Shorter, for what is nearly always named.
-        own["judge.annotator"] = own.pop("judge")
+    name_annotator(own)
     stage = stage_of(own)
     if not any(name in own for name in SOURCES[stage]):
         wanted = " or ".join(f"{name}=" for name in SOURCES[stage])
@@ -122,7 +126,7 @@ def _read(words: Sequence[str]) -> _Asked:
         )
     return _Asked(
         own,
-        rest,
+        find_model(own["model"], rest) if "model" in own else None,
         stage,
         whole_number(own, "eval.limit", 1) if "eval.limit" in own else None,
         path_of(own, "instructions"),
@@ -140,13 +144,10 @@ def _read(words: Sequence[str]) -> _Asked:
 
 def _directory(asked: _Asked) -> Path:
     """Where the files go: output_dir=, beside the model, or reports/ by the generator's name."""
-    from mallowspo_cli.commands.subject import clean_name, find_model
-
-    own = asked.own
-    if "output_dir" in own:
-        return Path(own["output_dir"]).expanduser()
-    if "model" in own:
-        return find_model(own["model"], asked.model_words).directory(NAME)
+    if "output_dir" in asked.own:
+        return Path(asked.own["output_dir"]).expanduser()
+    if asked.subject is not None:
+        return asked.subject.directory(NAME)
     if asked.annotations is not None:
         generator = read_annotations(asked.annotations)[0].generator_2
     else:
@@ -157,9 +158,9 @@ def _directory(asked: _Asked) -> Path:
 
 def _generate(asked: _Asked, directory: Path) -> None:
     from mallowspo_cli.commands.generate_stage import generate_outputs, measure_dispersion
-    from mallowspo_cli.commands.subject import find_model
 
-    subject = find_model(asked.own["model"], asked.model_words)
+    subject = asked.subject
+    assert subject is not None
     tasks = read_inputs(asked.instructions, asked.limit).tasks
     generate_outputs(subject, tasks, asked.generate, directory)
     reference = subject.reference(asked.own.get("reference"))
@@ -197,16 +198,12 @@ def _foresee(asked: _Asked, directory: Path) -> None:
     wanted = {task.instruction for task in read_inputs(asked.instructions, asked.limit).tasks}
     rows = [r for r in read_baseline(asked.baseline, asked.instructions) if r.instruction in wanted]
     # One character more: equal answers would not be judged.
-    pairs = [(row, replace(row, output=row.output + " ")) for row in rows]
+    pairs = [pair_of(row, replace(row, output=row.output + " ")) for row in rows]
     foresee(pairs, asked.judge, directory)
 
 
-def _judge(asked: _Asked, directory: Path) -> Judged:
-    return judge_stage(_pairs(asked, directory), asked.judge, directory)
-
-
-def _pairs(asked: _Asked, directory: Path) -> list[tuple[Output, Output]]:
-    """(baseline's, model's) answers to what is to be judged."""
+def _pairs(asked: _Asked, directory: Path) -> list[Pair]:
+    """The answers that are to be judged."""
     file = asked.outputs or directory / OUTPUTS
     if not file.is_file():
         raise EvalError(f"{directory} holds no {OUTPUTS}. Sample answers first: stage=generate.")

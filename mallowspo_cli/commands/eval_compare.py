@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mallowspo_cli.commands.words import whole_number
+from mallowspo_cli.commands.words import only_words, whole_number
 from mallowspo_cli.distributed import set_up_logging
-from mallowspo_cli.errors import EvalError, RecipeError
+from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.comparing.comparison import compare
 from mallowspo_cli.evaluation.comparing.lengths import LengthFiles
 from mallowspo_cli.evaluation.comparing.metrics import RESAMPLES_LC, Resampling
@@ -18,7 +18,6 @@ from mallowspo_cli.evaluation.win_rates.alpacaeval import DIFFICULTY_FILE, GAMED
 from mallowspo_cli.evaluation.win_rates.calibration import read_gamed
 from mallowspo_cli.evaluation.win_rates.difficulty import is_official
 from mallowspo_cli.files import make_directory, write_json, write_text
-from mallowspo_cli.recipe.nearest import nearest
 from mallowspo_cli.report.comparison import as_markdown, print_comparison
 from mallowspo_cli.report.comparison_picture import draw_comparison
 
@@ -63,22 +62,12 @@ def compare_words(words: list[str]) -> Wanted:
         EvalError: fewer than two sides, or a file that is not there.
     """
     sides: list[str] = []
-    given: dict[str, str] = {}
     for word in words:
-        key, equals, value = word.partition("=")
+        key, equals, _ = word.partition("=")
+        # A path may hold an equals sign.
         if not equals or (key not in KEYS and ("/" in key or Path(word).exists())):
             sides.append(word)
-        elif key not in KEYS:
-            raise RecipeError(
-                f"{word!r} is no word of this command (it takes: "
-                f"{', '.join(f'{k}=...' for k in KEYS)}).{nearest(key, KEYS)}"
-            )
-        elif not value:
-            raise RecipeError(f"{key} is empty. Give a value: {key}=...")
-        elif key in given:
-            raise RecipeError(f"{key} is given twice: {given[key]} and {value}.")
-        else:
-            given[key] = value
+    given, _ = only_words([word for word in words if word not in sides], KEYS)
     if len(sides) < 2:
         raise EvalError(
             f"found {sides[0] if sides else 'nothing'} to compare, expected two or more. {EXAMPLE}"

@@ -16,6 +16,7 @@ from mallowspo_cli.commands.prepare import (
     prepare,
 )
 from mallowspo_cli.commands.show import print_preferences
+from mallowspo_cli.commands.subject import check_finished, check_named, is_run, model_words
 from mallowspo_cli.commands.words import own_words, whole_number
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError, RecipeError
@@ -25,11 +26,10 @@ from mallowspo_cli.models.load import TORCH_DTYPES, load_model, model_directory
 from mallowspo_cli.objectives.base import PairScores, objective_name
 from mallowspo_cli.packing.layout import PairBatch
 from mallowspo_cli.recipe.choices import Precision
-from mallowspo_cli.recipe.find import option_names
 from mallowspo_cli.recipe.load import load_base, load_recipe
 from mallowspo_cli.recipe.schema import ModelConfig, Recipe
 from mallowspo_cli.reference.terms import Reference, numbers_of
-from mallowspo_cli.scoring import PairScorer
+from mallowspo_cli.scoring import PairScorer, scorer_for
 
 OWN_KEYS = ("model", "reference", "eval.limit", "eval.output")
 
@@ -44,6 +44,8 @@ class Subject:
     run: Path | None
     scale: float | None
     """The run's dispersion scale; None finds it from the recipe."""
+    running: dict[str, float]
+    """The objective's running statistics after the run's last step; empty for a bare model."""
 
 
 def run(words: list[str]) -> None:
@@ -89,11 +91,12 @@ def evaluate(
         subject.policy.attention,
     )
     policy = PairScorer(model)
-    score = _in_precision(policy.to(device).eval(), recipe.train.precision, device)
+    score = in_precision(policy.to(device).eval(), recipe.train.precision, device)
+    objective = recipe.objective.at_step(subject.running)
     scored = score_pairs(
-        score,
+        scorer_for(objective, score),
         pairs,
-        recipe.objective,
+        objective,
         reference,
         recipe.reference.pack_tokens,
         device,
@@ -113,21 +116,16 @@ def evaluate(
 def _subject(model: str, reference: str | None, overrides: list[str]) -> Subject:
     """A run directory, a model directory, a model's recipe name, or a hub id: in that order."""
     directory = Path(model).expanduser()
-    if (directory / "recipe.yaml").is_file():
+    if is_run(directory):
         if reference is not None:
             raise EvalError(f"{model} is a run, which has its own reference; leave reference= out.")
         return _run_subject(directory, overrides)
-    if model.startswith("runs/") and not directory.is_dir():
-        raise EvalError(f"no run directory at {model}. `ls runs` shows what there is.")
+    check_named(model, directory)
     return _model_subject(model, reference, overrides)
 
 
 def _run_subject(directory: Path, overrides: list[str]) -> Subject:
-    if not (directory / "results.json").is_file():
-        raise EvalError(
-            f"the run in {directory} is not finished. Go on with it: mallowspo train "
-            f"recipe={directory / 'recipe.yaml'} --resume"
-        )
+    check_finished(directory)
     if any(word.startswith("dispersion.scale=") for word in overrides):
         raise EvalError(f"{directory} is a run, which has its own dispersion.scale; leave it out.")
     data = [word for word in overrides if re.match(r"\+{0,2}dataset[=.]", word)]
@@ -142,7 +140,8 @@ def _run_subject(directory: Path, overrides: list[str]) -> Subject:
     file = directory / "dispersion.json"
     scale = float(json.loads(file.read_text())["scale"]) if file.is_file() else None
     policy = ModelConfig(source=str(directory / "model"), attention=recipe.model.attention)
-    return Subject(recipe, policy, directory, scale)
+    results = json.loads((directory / "results.json").read_text())
+    return Subject(recipe, policy, directory, scale, results.get("running", {}))
 
 
 def _model_subject(model: str, reference: str | None, overrides: list[str]) -> Subject:
@@ -153,25 +152,18 @@ def _model_subject(model: str, reference: str | None, overrides: list[str]) -> S
     if "objective" not in chosen:
         words.append("objective=dpo")
     policy = _model_config(model, words)
-    recipe = load_base([*_model_words(reference or model), *words]).recipe
+    recipe = load_base([*model_words(reference or model), *words]).recipe
     needs = recipe.objective.needs_reference or recipe.objective.needs_dispersion
     if needs and reference is None:
         raise EvalError(
             f"{type(recipe.objective).__name__} compares a model with its reference, and {model} "
             "is no run. Add reference=MODEL (what it was trained from), or objective=simpo."
         )
-    return Subject(recipe, policy, None, None)
+    return Subject(recipe, policy, None, None, {})
 
 
 def _model_config(model: str, words: list[str]) -> ModelConfig:
-    return load_base([*_model_words(model), *words]).recipe.model
-
-
-def _model_words(model: str) -> list[str]:
-    """Overrides that choose a model directory, a name in recipes/model/, or a hub id."""
-    if not Path(model).expanduser().is_dir() and model in option_names("model"):
-        return [f"model={model}"]
-    return [f"model.source={json.dumps(model)}"]
+    return load_base([*model_words(model), *words]).recipe.model
 
 
 def _reference(subject: Subject, prepared: Prepared, device: torch.device) -> Reference | None:
@@ -217,13 +209,13 @@ def _table(place: Path) -> Path:
     return place.with_name(f"{place.name.removesuffix('.json')}.parquet")
 
 
-def _in_precision(
+def in_precision(
     scorer: PairScorer, precision: Precision, device: torch.device
-) -> Callable[[PairBatch], PairScores]:
+) -> Callable[..., PairScores]:
     """The scorer under the compute type that its run trained with."""
 
-    def score(batch: PairBatch) -> PairScores:
+    def score(batch: PairBatch, details: bool = False) -> PairScores:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.bf16):
-            return scorer(batch)
+            return scorer(batch, details=details)
 
     return score

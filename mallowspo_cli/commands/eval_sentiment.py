@@ -1,6 +1,7 @@
 """`mallowspo eval sentiment`: reward and divergence on continuations of film reviews."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def run(words: list[str]) -> None:
     start = time.monotonic()
     reviews = _reviews(plan.own)
     source, tasks = _tasks(plan, reviews)
-    classifier = _classifier(plan.own, reviews)
+    classifier = chosen_classifier(plan.own, reviews)
     found = measure(
         plan.subject.model,
         plan.reference,
@@ -181,7 +182,8 @@ def _tasks(plan: Plan, reviews: Reviews | None) -> tuple[str, list[Task]]:
     ]
 
 
-def _classifier(own: dict[str, str], reviews: Reviews | None) -> Classifier:
+def chosen_classifier(own: Mapping[str, str], reviews: Reviews | None) -> Classifier:
+    """What `classifier=` names, or the TF-IDF classifier of the reviews."""
     name = own.get("classifier", "tfidf")
     if name == "tfidf":
         if "positive" in own:

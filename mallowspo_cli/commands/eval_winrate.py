@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from mallowspo_cli.commands.generate_stage import generate_outputs, measure_dispersion
-from mallowspo_cli.commands.judged import (
-    answers_to,
+from mallowspo_cli.commands.judge_stage import (
     check_failures,
     check_judge,
     foresee,
     judge_stage,
+)
+from mallowspo_cli.commands.judged import (
+    answers_to,
     judged_annotations,
     made_by,
+    name_annotator,
     score_stage,
     stage_of,
 )
@@ -23,7 +26,7 @@ from mallowspo_cli.commands.words import only_words, typed, whole_number
 from mallowspo_cli.data.pairs import PreferencePair
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError
-from mallowspo_cli.evaluation.judges.judging import Judged, JudgeOptions
+from mallowspo_cli.evaluation.judges.judging import Judged, JudgeOptions, Pair
 from mallowspo_cli.evaluation.outputs import OUTPUTS, Output, read_outputs
 from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions, Task
 from mallowspo_cli.evaluation.win_rates.alpacaeval import joined
@@ -79,14 +82,14 @@ def run(words: Sequence[str], dry_run: bool) -> None:
     set_up_logging()
     asked = _read(words)
     stages = ("generate", "judge", "score") if asked.stage == "all" else (asked.stage,)
-    pairs = [] if stages == ("score",) else held_out_prompts(asked.dataset, asked.limit)
+    scores_alone = stages == ("score",) and not dry_run
+    pairs = [] if scores_alone else held_out_prompts(asked.dataset, asked.limit)
     if dry_run:
-        prompts = held_out_prompts(asked.dataset, asked.limit)
         for _, place in asked.places():
             sampled = (place / OUTPUTS).is_file()
             if not sampled:
                 log.info("no answers are sampled yet: the data's stand in for their lengths")
-            found = _pairs(asked, prompts, place) if sampled else _stand_ins(prompts)
+            found = _pairs(asked, pairs, place) if sampled else _stand_ins(pairs)
             foresee(found, asked.judge, place)
         return
     if "judge" in stages:
@@ -110,9 +113,7 @@ def run(words: Sequence[str], dry_run: bool) -> None:
 
 def _read(words: Sequence[str]) -> _Asked:
     own, rest = only_words(words, NAMES, GROUPS, through=("dataset.", "model."))
-    if "judge" in own and "judge.annotator" in own:
-        raise EvalError("judge= and judge.annotator= name the same; leave one out.")
-    own = {"judge.annotator": own.pop("judge", ANNOTATOR), **own}
+    name_annotator(own, ANNOTATOR)
     for name in ("model", "dataset"):
         if name not in own:
             raise EvalError(
@@ -166,10 +167,8 @@ def _generate(
         measure_dispersion(reference, answers, place)
 
 
-def _pairs(
-    asked: _Asked, pairs: Sequence[tuple[Task, PreferencePair]], place: Path
-) -> list[tuple[Output, Output]]:
-    """(other's, model's) answers to the prompts."""
+def _pairs(asked: _Asked, pairs: Sequence[tuple[Task, PreferencePair]], place: Path) -> list[Pair]:
+    """The model's and the others' answers to the prompts."""
     if not (place / OUTPUTS).is_file():
         raise EvalError(f"{place} holds no {OUTPUTS}. Sample answers first: stage=generate.")
     outputs = read_outputs(place / OUTPUTS)
@@ -186,13 +185,10 @@ def _pairs(
     return joined(outputs, others, "against")
 
 
-def _stand_ins(pairs: Sequence[tuple[Task, PreferencePair]]) -> list[tuple[Output, Output]]:
+def _stand_ins(pairs: Sequence[tuple[Task, PreferencePair]]) -> list[Pair]:
     """The data's chosen and rejected answers, for an estimate before anything is sampled."""
     return [
-        (
-            Output(task.instruction, pair.chosen.content, CHOSEN),
-            Output(task.instruction, pair.rejected.content, "rejected"),
-        )
+        Pair(task.instruction, pair.chosen.content, CHOSEN, pair.rejected.content, "rejected")
         for task, pair in pairs
     ]
 

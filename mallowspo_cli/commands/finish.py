@@ -30,8 +30,12 @@ from mallowspo_cli.training.run_directory import environment
 from mallowspo_cli.training.telemetry import memory_gib
 
 
-def finish(run: Run, loaded: LoadedRecipe, prepared: Prepared) -> None:
-    """Write model, results and report. Every process calls this; the main one writes."""
+def finish(run: Run, loaded: LoadedRecipe, prepared: Prepared, running: dict[str, float]) -> None:
+    """Write model, results and report. Every process calls this; the main one writes.
+
+    Args:
+        running: the objective's running statistics after the last step.
+    """
     config = run.recipe.model
     weights = None
     if config.lora.rank or run.engine.sharded or run.engine.casts:
@@ -47,7 +51,7 @@ def finish(run: Run, loaded: LoadedRecipe, prepared: Prepared) -> None:
         model = _whole(run)
     _save_model(run, prepared, model)
     # Only now: what may fail here costs no training any more.
-    results = _results(run, _kl(run, prepared, model))
+    results = _results(run, _kl(run, prepared, model), running)
     file = run.directory / "dispersion.json"
     dispersion = json.loads(file.read_text()) if file.is_file() else None
     card = model_card(loaded.to_yaml(), results, dispersion, environment())
@@ -111,7 +115,7 @@ def _measured_kl(run: Run, prepared: Prepared, model: Any) -> SequenceKL:
     return sequence_kl(policy, reference, samples, device, config.kl_tokens, policy.layout)
 
 
-def _results(run: Run, kl: SequenceKL | None) -> dict[str, Any]:
+def _results(run: Run, kl: SequenceKL | None, running: dict[str, float]) -> dict[str, Any]:
     lines = read_metrics(run.metrics.path)
     known = results_after(run.recipe, lines, run.total_steps)
     return {
@@ -120,6 +124,7 @@ def _results(run: Run, kl: SequenceKL | None) -> dict[str, Any]:
         "training_seconds": known["pairs_seen"] / known["pairs_per_second"],
         "peak_memory_gib": max(memory_gib(), *(line.get("memory_gib", 0.0) for line in lines)),
         "kl": asdict(kl) if kl is not None else None,
+        "running": running,
         "model": str(run.directory / "model"),
         "report": str(run.directory / "report.html"),
     }

@@ -1,32 +1,14 @@
-"""The stages that `eval alpacaeval` and `eval winrate` share."""
+"""What `eval alpacaeval` and `eval winrate` share beside their first two stages."""
 
-import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import EvalError
-from mallowspo_cli.evaluation.journal import Journal
-from mallowspo_cli.evaluation.judges.annotators import Annotator, find_annotator
-from mallowspo_cli.evaluation.judges.judging import (
-    Endpoint,
-    Estimate,
-    Judge,
-    Judged,
-    JudgeOptions,
-    Pair,
-    answered,
-    estimate,
-    judge_pairs,
-    settings,
-)
 from mallowspo_cli.evaluation.outputs import (
     ANNOTATIONS,
     GENERATION,
     JUDGE,
-    JUDGEMENTS,
     SUMMARY,
     Annotation,
     Output,
@@ -40,6 +22,7 @@ from mallowspo_cli.report.win_rates import print_summary, write_win_rates
 
 STAGES = ("all", "generate", "judge", "score")
 SPENT = ("input_tokens", "output_tokens", "cost")
+"""What judge.json says of tokens and money."""
 
 
 def stage_of(own: Mapping[str, str]) -> str:
@@ -52,6 +35,19 @@ def stage_of(own: Mapping[str, str]) -> str:
     if stage not in STAGES:
         raise EvalError(f"stage={stage} is none of {', '.join(STAGES)}.")
     return stage
+
+
+def name_annotator(own: dict[str, str], default: str | None = None) -> None:
+    """Let `judge=` stand for `judge.annotator=`, which is nearly always named.
+
+    Raises:
+        EvalError: both are given.
+    """
+    if "judge" in own and "judge.annotator" in own:
+        raise EvalError("judge= and judge.annotator= name the same; leave one out.")
+    named = own.pop("judge", default)
+    if named is not None:
+        own.setdefault("judge.annotator", named)
 
 
 def path_of(own: Mapping[str, str], name: str) -> Path | None:
@@ -68,31 +64,6 @@ def path_of(own: Mapping[str, str], name: str) -> Path | None:
     return path
 
 
-def check_judge(options: JudgeOptions) -> None:
-    """Find out what can be known before anything is asked.
-
-    Raises:
-        EvalError: no such annotator, no key, no model, or a package that is missing.
-    """
-    annotator = find_annotator(options.annotator)
-    if options.engine == "endpoint":
-        _judge(annotator, options)
-
-
-def foresee(pairs: Sequence[tuple[Output, Output]], options: JudgeOptions, directory: Path) -> None:
-    """Say what judging these (baseline's, model's) answers would still take; ask nothing."""
-    annotator = find_annotator(options.annotator)
-    name, file = _name(annotator, options), directory / JUDGEMENTS
-    done: Collection[str] = ()
-    if file.is_file():
-        try:
-            with Journal(file, settings(annotator, name, options)) as journal:
-                done = answered(journal.lines)
-        except EvalError:
-            log.info("%s holds another judge's answers: these count as not judged", file)
-    log.info("%s", _told(estimate(_asked(pairs), annotator, options, done), name, options))
-
-
 def answers_to(tasks: Sequence[Task], outputs: Sequence[Output], where: str) -> list[Output]:
     """The answers to these tasks, in the order of `outputs`.
 
@@ -107,79 +78,6 @@ def answers_to(tasks: Sequence[Task], outputs: Sequence[Output], where: str) -> 
             "(stage=generate), or give the eval.limit that it was sampled with."
         )
     return found
-
-
-def judge_stage(
-    pairs: Sequence[tuple[Output, Output]], options: JudgeOptions, directory: Path
-) -> Judged:
-    """Judge (baseline's, model's) answers; writes annotations.json and judge.json.
-
-    Raises:
-        EvalError: the judge cannot be asked; what it has answered stays.
-    """
-    if not pairs:
-        raise EvalError("there is no answer to judge. Sample some: stage=generate.")
-    annotator, asked = find_annotator(options.annotator), _asked(pairs)
-    name = _name(annotator, options)
-    make_directory(directory, "the evaluation")
-    with Journal(directory / JUDGEMENTS, settings(annotator, name, options)) as journal:
-        needed = estimate(asked, annotator, options, answered(journal.lines))
-        log.info("%s", _told(needed, name, options))
-        found = judge_pairs(asked, annotator, _judge(annotator, options), options, journal)
-    rows = [row.as_dict() for row in found.annotations]
-    about = {
-        key: value for key, value in asdict(found).items() if key not in ("annotations", "asked")
-    }
-    write_json(directory / ANNOTATIONS, rows)
-    write_json(
-        directory / JUDGE,
-        {
-            "annotator": rows[0]["annotator"],
-            "source": annotator.source,
-            "model": name,
-            "server": options.base_url if options.engine == "endpoint" else None,
-            "swap": options.swap,
-            "seed": options.seed,
-            "pairs": len(rows),
-            "failed_share": found.failed_share,
-            **about,
-        },
-    )
-    return found
-
-
-def _asked(pairs: Sequence[tuple[Output, Output]]) -> list[Pair]:
-    return [
-        Pair(
-            theirs.instruction,
-            theirs.output,
-            theirs.generator,
-            ours.output,
-            ours.generator,
-            ours.dataset or theirs.dataset,
-        )
-        for theirs, ours in pairs
-    ]
-
-
-def _name(annotator: Annotator, options: JudgeOptions) -> str:
-    return options.model or annotator.model or "a judge"
-
-
-def check_failures(found: Judged, options: JudgeOptions) -> None:
-    """Let the command fail where too many judgements did; all that there is has been written.
-
-    Raises:
-        EvalError: their share is above judge.max_failures.
-    """
-    if found.failed_share <= options.max_failures:
-        return
-    failure = found.failures[0]
-    raise EvalError(
-        f"{100 * found.failed_share:.1f} % of {len(found.annotations)} judgements failed, more "
-        f"than judge.max_failures={options.max_failures:g} (one of them: {failure.reason}). The "
-        "figures leave them out, so they may be biased. The same command asks them again."
-    )
 
 
 def score_stage(
@@ -228,60 +126,3 @@ def made_by(directory: Path) -> dict[str, Any]:
             values = read_object(directory / file)
             found[name] = {key: value for key, value in values.items() if key not in SPENT}
     return found
-
-
-def _judge(annotator: Annotator, options: JudgeOptions) -> Judge:
-    """What will be asked; the key is read here and goes nowhere else.
-
-    Raises:
-        EvalError: no key, no model, or a package that is missing.
-    """
-    if options.engine == "transformers":
-        return _local_judge(annotator, options)
-    key, variable = None, options.key_variable
-    if variable is not None:
-        key = os.environ.get(variable)
-        if not key:
-            raise EvalError(
-                f"the judge at {options.base_url} needs a key, and {variable} is not set. Set it, "
-                "name another variable (judge.api_key_env=NAME), or another judge "
-                "(judge.base_url=http://127.0.0.1:8000/v1, judge.engine=transformers)."
-            )
-    return Endpoint(annotator, options, key)
-
-
-def _local_judge(annotator: Annotator, options: JudgeOptions) -> Judge:
-    # Heavy, and a server's client has no need of them.
-    from mallowspo_cli.commands.prepare import default_device
-    from mallowspo_cli.commands.subject import bare_model
-    from mallowspo_cli.evaluation.judges.local import LocalJudge
-    from mallowspo_cli.models.load import (
-        TORCH_DTYPES,
-        load_model,
-        load_tokenizer,
-        model_directory,
-    )
-
-    name = options.model or annotator.model
-    if name is None:
-        raise EvalError(f"the annotator {annotator.name} names no judge. Add judge.model=NAME.")
-    config = bare_model(name)
-    place = model_directory(config)
-    tokenizer = load_tokenizer(place, config.chat_template)
-    model = load_model(place, TORCH_DTYPES[config.dtype], "sdpa").to(default_device())
-    return LocalJudge(name, model, tokenizer, annotator, options.batch_size)
-
-
-def _told(needed: Estimate, name: str, options: JudgeOptions) -> str:
-    """What judging will take, in a line."""
-    if needed.requests == 0:
-        return f"judging: all answers of {name} are there"
-    cost = "price unknown" if needed.cost is None else f"{needed.cost:.2f} US dollars at most"
-    if options.local and options.price is None:
-        cost = "no price"
-    seconds = needed.seconds
-    time = "" if seconds is None else f", some {max(1, round(seconds / 60))} min"
-    return (
-        f"judging: {needed.requests:,} questions to {name}, about {needed.input_tokens:,} tokens "
-        f"in, at most {needed.output_tokens:,} out, {cost}{time}"
-    )

@@ -45,7 +45,7 @@ def measure(
         EvalError: prompts that cannot be rendered, or two vocabularies.
     """
     place, device = model_directory(model), default_device()
-    tokenizer = _tokenizer(place, model.chat_template)
+    tokenizer = plain_tokenizer(place, model.chat_template)
     context = getattr(AutoConfig.from_pretrained(place), "max_position_embeddings", None)
     prompts = render_prompts(tasks, tokenizer, context, options)
     other = model_directory(reference) if reference is not None else None
@@ -63,7 +63,7 @@ def measure(
     return Measured(samples, ratios, drawn)
 
 
-def _tokenizer(place: Path, template: str | None) -> PreTrainedTokenizerBase:
+def plain_tokenizer(place: Path, template: str | None) -> PreTrainedTokenizerBase:
     """The model's tokenizer; where it has no chat template, one that leaves texts as they are."""
     tokenizer = load_tokenizer(place, template)
     return tokenizer if tokenizer.chat_template else load_tokenizer(place, "plain")

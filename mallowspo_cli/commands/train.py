@@ -125,10 +125,11 @@ def train(loaded: LoadedRecipe, directory: Path, resume: bool, launch: Launch) -
         watch=Watch(recipe.train.hang_seconds, rank()),
     )
     with run.stop.listening(), run.watch.watching():
-        _fit(run, reference, resume)
+        state = _starting_state(run, resume)
+        _fit(run, reference, state)
     with run.stop.listening():
         # Nothing is left to stop: what asks for it now finds a finished run.
-        finish(run, loaded, prepared)
+        finish(run, loaded, prepared, state.running)
     for tracker in accelerator.trackers:
         tracker.finish()
     del run, engine
@@ -158,9 +159,9 @@ def _engine(
     return engine, engine.broadcast(pack_tokens)
 
 
-def _fit(run: Run, reference: Reference | None, resume: bool) -> None:
+def _fit(run: Run, reference: Reference | None, state: TrainState) -> None:
     """Train to the end; what runs out of memory says which keys to lower."""
-    recipe, state = run.recipe, _starting_state(run, resume)
+    recipe = run.recipe
     if state.step < run.total_steps:
         log.info(
             "training: steps %d to %d of %d pairs each, in %s",
@@ -220,6 +221,12 @@ def _check_best_by(recipe: Recipe) -> None:
         raise RecipeError(
             f"checkpoint.best_by={metric} is no metric of an evaluation. There are: "
             f"{', '.join(METRICS)}."
+        )
+    if metric == "eval/loss" and recipe.objective.follows_steps:
+        raise RecipeError(
+            f"checkpoint.best_by={metric} does not suit {type(recipe.objective).__name__}, whose "
+            "loss changes with the steps before: its values of two steps do not compare. Take "
+            "eval/rewards/accuracies."
         )
 
 

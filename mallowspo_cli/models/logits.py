@@ -3,7 +3,7 @@
 Plain torch, or one Triton kernel each where there is one for the device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,6 +87,26 @@ def row_statistics(
     # Where a logit is minus infinity, 0 times it is to be 0.
     product = exponentials.mul_(z.clamp_(min=-1000)).sum(dim=1) if products else None
     return RowStatistics(maxima, sums, at_target, product)
+
+
+def log_collisions(
+    logits: Tensor, found: RowStatistics, transform: LogitTransform, overwrite: bool
+) -> Tensor:
+    """log sum_v p_v^2, (n,) nats: how likely it is that two draws from a row are one token.
+
+    sum_v p_v^2 = sum_v exp(2 (z_v - m)) / s^2, and 2 z is what twice the scale and twice the cap
+    make of a logit: the sum of `row_statistics` once more, by whatever computes it.
+
+    Args:
+        logits: (n, V) the output layer's result.
+        found: the rows' statistics under `transform`.
+        overwrite: whether `logits` may be used as scratch space.
+    """
+    cap = None if transform.softcap is None else 2 * transform.softcap
+    doubled = replace(transform, scale=2 * transform.scale, softcap=cap)
+    targets = logits.new_zeros(len(logits), dtype=torch.int64)
+    squares = row_statistics(logits, targets, doubled, products=False, overwrite=overwrite).sums
+    return squares.log() - 2 * found.sums.log()
 
 
 def logit_gradients(

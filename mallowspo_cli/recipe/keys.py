@@ -32,7 +32,15 @@ def explained_fields(cls: type, prefix: str) -> Iterator[tuple[str, str, str]]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, in one line."""
+    """The docstring under each field of a dataclass, its bases' included, in one line."""
+    found: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        if is_dataclass(owner):
+            found |= _own_field_docs(owner)
+    return found
+
+
+def _own_field_docs(cls: type) -> dict[str, str]:
     body = ast.parse(inspect.getsource(cls)).body[0]
     assert isinstance(body, ast.ClassDef)
     found = {}

@@ -1,4 +1,4 @@
-"""Compose, check and save recipes. The only module that knows Hydra."""
+"""Compose, check and save recipes. `sweep` is the only other module that knows Hydra."""
 
 import contextlib
 import difflib
@@ -178,17 +178,28 @@ def _compose(path: Path, overrides: list[str], where: str = "") -> DictConfig:
         raise RecipeError(f"{where}{_explain(error)}") from error
 
 
+def parse_word(word: str) -> Override:
+    """One of Hydra's words.
+
+    Raises:
+        RecipeError: it is no key=value.
+    """
+    try:
+        return OverridesParser.create().parse_override(word)
+    except (OverrideParseException, HydraException) as error:
+        hint = " Quote a value that holds '#', spaces or brackets: 'key=\"value\"'."
+        raise RecipeError(f"cannot read {word!r} as key=value.{hint}") from error
+
+
 def _parse(overrides: list[str]) -> list[Override]:
-    parser = OverridesParser.create()
     parsed = []
     for word in overrides:
-        try:
-            override = parser.parse_override(word)
-        except (OverrideParseException, HydraException) as error:
-            hint = " Quote a value that holds '#', spaces or brackets: 'key=\"value\"'."
-            raise RecipeError(f"cannot read {word!r} as key=value.{hint}") from error
+        override = parse_word(word)
         if override.is_sweep_override():
-            raise RecipeError(f"{word!r} names several values; this command takes one.")
+            raise RecipeError(
+                f"{word!r} names several values; this command takes one. `mallowspo sweep` takes "
+                "several."
+            )
         if override.is_delete():
             raise RecipeError(f"{word!r} takes a key away; give it another value instead.")
         parsed.append(override)

@@ -211,7 +211,8 @@ class DispersionConfig:
     column_is: ColumnKind = ColumnKind.weight
     """Whether the column holds w or -log phi."""
     mode: DispersionMode = DispersionMode.estimated
-    """estimated; constant: w = 1 for every pair; shuffled: the estimates permuted over pairs."""
+    """estimated, or a control: constant (w = 1 for every pair), shuffled (the estimates permuted
+    over pairs), inverse (1 over the estimate, scaled to mean 1: needs scale=auto)."""
     scale: int | float | str = "auto"
     """auto: mean of w is 1 over the training split. A number is used as it is (the official
     release's constant for Llama-3 on UltraFeedback is 0.29)."""
@@ -234,6 +235,11 @@ class DispersionConfig:
         _auto_or_positive("dispersion.normaliser", self.normaliser, "log_vocab")
         _interval("dispersion.clamp", self.clamp, math.inf)
         _interval("dispersion.keep", self.keep, 1.0)
+        if self.mode is DispersionMode.inverse and self.scale != "auto":
+            raise RecipeError(
+                f"dispersion.mode=inverse finds its own scale; dispersion.scale={self.scale} is "
+                "the estimate's. Leave it out (auto)."
+            )
         if (self.source is DispersionSource.column) != (self.column is not None):
             raise RecipeError(
                 f"dispersion.source={self.source.value} and dispersion.column={self.column} do "

@@ -61,7 +61,7 @@ class Reference:
         numbers: Numbers = None,
     ):
         self.store, self.config, self.seed = store, config, seed
-        raw = raw_weights(store, config, train_ids, numbers)
+        raw = self._raw(train_ids, numbers)
         if scale is None:
             auto = config.scale == "auto"
             scale = dispersion.unit_mean_scale(raw) if auto else float(config.scale)
@@ -93,9 +93,10 @@ class Reference:
         places = sorted(index for pair, index in first.items() if pair not in self._weights)
         new = [pair_ids[index] for index in places]
         kept = None if numbers is None else numbers[places]
-        raw = raw_weights(self.store, self.config, new, kept)
-        weights = dispersion.weight(raw, self.scale, self.bounds)
-        self._estimates.update(zip(new, weights.tolist(), strict=True))
+        weights = dispersion.weight(self._raw(new, kept), self.scale, self.bounds)
+        inverse = self.config.mode is DispersionMode.inverse
+        estimates = weights.reciprocal() if inverse else weights
+        self._estimates.update(zip(new, estimates.tolist(), strict=True))
         if self.config.mode is DispersionMode.constant:
             weights = dispersion.constant(weights)
         elif self.config.mode is DispersionMode.shuffled:
@@ -106,6 +107,11 @@ class Reference:
     def add_split(self, pairs: TokenizedPairs) -> Tensor:
         """`add` with what the data says of the pairs."""
         return self.add(pairs.pair_ids, numbers_of(self.config, pairs))
+
+    def _raw(self, pair_ids: Sequence[str], numbers: Numbers) -> Tensor:
+        """w of N pairs before its scale, (N,), in the inverse control the wrong way round."""
+        raw = raw_weights(self.store, self.config, pair_ids, numbers)
+        return dispersion.inverse(raw) if self.config.mode is DispersionMode.inverse else raw
 
     def _clamped(self, raw: Tensor, pair_ids: Sequence[str]) -> int:
         low, high = self.bounds

@@ -27,6 +27,7 @@ from mallowspo_cli.report.comparison_rows import (
     tercile_groups,
     title,
 )
+from mallowspo_cli.report.estimates import markdown_table
 
 WIDTH = 120
 """Of a table in a file, which has no width of its own."""
@@ -128,8 +129,7 @@ def _section(name: str, head: list[str], rows: list[list[str]], told: str = "") 
     """A heading, a table and a paragraph below it; nothing without rows."""
     if not rows:
         return []
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    table = [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+    table = markdown_table(head, rows)
     return [f"## {name}", "", *table, "", *([told, ""] if told else [])]
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mallowspo_cli.files import whole_file
+from mallowspo_cli.report.estimates import markdown_table
 
 LABELS = {
     "entropy": "token entropy",
@@ -99,14 +100,14 @@ def as_markdown(results: dict[str, Any], picture: str) -> str:
         "same text, 1: chance), with 95% bootstrap intervals over pairs "
         f"({results['resamples']} resamples). `pooled` uses ranks within each corpus.",
         "",
-        *_markdown_table(head, rows),
+        *markdown_table(head, rows),
         "",
         MEANING,
         f"![Rank correlations by corpus]({picture})",
         "",
         "## Sample",
         "",
-        *_markdown_table(
+        *markdown_table(
             ["", *corpora],
             [
                 [label, *(_plain(values[name]) for values in corpora.values())]
@@ -133,11 +134,6 @@ def as_markdown(results: dict[str, Any], picture: str) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
 
 
 def _with_interval(entry: dict[str, float | None]) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mallowspo_cli.files import whole_file, write_text
+from mallowspo_cli.report.estimates import markdown_table
 from mallowspo_cli.report.pictures import HELD_OUT, TRAIN, save_picture
 
 PICTURE = "win_rates.png"
@@ -74,9 +75,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         "",
         *(f"> {note}" for note in summary["notes"]),
         "",
-        "| | |",
-        "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in summary_rows(summary)),
+        *markdown_table(["", "value"], summary_rows(summary)),
         "",
         f"![win rates]({PICTURE})",
         "",

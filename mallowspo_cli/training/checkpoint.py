@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class TrainState:
 
     step: int = 0
     """Optimizer steps done."""
+    running: dict[str, float] = field(default_factory=dict)
+    """Running statistics of the objective after them, the same in every process."""
 
 
 def checkpoint_path(run_directory: Path, step: int) -> Path:
@@ -160,7 +162,8 @@ def load_checkpoint(
         if accelerator.is_main_process and state.get("best") is not None:
             # A kill may have come between the checkpoint and its best.json.
             write_json(path.parent / BEST, state["best"])
-        return TrainState(state["step"]), pieces
+        # Of a run of before there were any, whose objective has none.
+        return TrainState(state["step"], state.get("running", {})), pieces
 
     state, pieces = _together(engine, check, gather=False)[0]
     alive()

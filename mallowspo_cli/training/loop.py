@@ -14,6 +14,7 @@ from mallowspo_cli.errors import RecipeError, TrainingError
 from mallowspo_cli.objectives.base import Objective
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.terms import Reference
+from mallowspo_cli.scoring import scorer_for
 from mallowspo_cli.training.checkpoint import TrainState, best_checkpoint
 from mallowspo_cli.training.optim import learning_rate
 from mallowspo_cli.training.run import Run
@@ -59,8 +60,9 @@ def fit(run: Run, objective: Objective, reference: Reference | None, state: Trai
     run.scorer.train()
     with progress("training", total - state.step, "steps") as advance:
         while state.step < total:
-            values, stop = optimizer_step(run, objective, reference, state.step)
-            state.step += 1
+            loss = objective.at_step(state.running)
+            values, stop = optimizer_step(run, loss, reference, state.step)
+            state.step, state.running = state.step + 1, loss.updated(values)
             last = state.step == total
             if state.step % recipe.log.every == 0 or last:
                 run.write({"step": state.step, "epoch": run.epoch(state.step), **values})
@@ -92,6 +94,7 @@ def optimizer_step(
     train, accelerator, engine = run.recipe.train, run.accelerator, run.engine
     rate = learning_rate(step, run.total_steps, train)
     engine.set_learning_rate(rate)
+    score = scorer_for(objective, run.scorer)
     packs = run.packs(step)
     batches, records = iter(packs), []
     # Engines average gradients over processes; the loss is a mean over the step's pairs.
@@ -103,7 +106,7 @@ def optimizer_step(
         clock.data += time.monotonic() - begin
         last = index == len(packs) - 1
         with engine.forward_context(last):
-            scores = run.scorer(batch)
+            scores = score(batch)
             terms = reference(batch.pair_ids, accelerator.device) if reference else None
             output = objective(scores, terms)
             losses.append((batch.pair_ids, output.losses.detach()))

@@ -1,8 +1,8 @@
 """What a training run works with, and what it does beside its steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,16 +14,16 @@ from torch import nn
 
 from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.distributed import log
-from mallowspo_cli.evaluation.preference import evaluate_preferences
+from mallowspo_cli.evaluation.preference import score_pairs
 from mallowspo_cli.files import write_json
-from mallowspo_cli.objectives.base import Objective
+from mallowspo_cli.objectives.base import Objective, PairScores
 from mallowspo_cli.packing.layout import Layout, PairBatch, collate
 from mallowspo_cli.packing.packer import lengths_of, pack
 from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.reference.fingerprint import compute_name
 from mallowspo_cli.reference.terms import Reference
-from mallowspo_cli.scoring import PairScorer
+from mallowspo_cli.scoring import PairScorer, scorer_for
 from mallowspo_cli.training.checkpoint import TrainState, save_checkpoint
 from mallowspo_cli.training.engine import Engine
 from mallowspo_cli.training.metrics import MetricsFile
@@ -98,10 +98,10 @@ class Run:
             return {}
         accelerator = self.accelerator
         self.scorer.eval()
-        report = evaluate_preferences(
-            self._scored,
+        scored = score_pairs(
+            partial(self._scored, scorer_for(objective, self.scorer)),
             self.eval_pairs,
-            objective,
+            objective.at_step(state.running),
             reference,
             # The packs of the reference pass, so that margins are exactly 0 before training.
             self.recipe.reference.pack_tokens,
@@ -111,12 +111,12 @@ class Run:
             gather_object,
         )
         self.scorer.train()
-        values = report.metrics()
+        values = scored.summary().metrics()
         self.write({"step": state.step, "epoch": self.epoch(state.step), **values})
         return values
 
-    def _scored(self, batch: PairBatch) -> Any:
-        scores = self.scorer(batch)
+    def _scored(self, score: Callable[[PairBatch], PairScores], batch: PairBatch) -> PairScores:
+        scores = score(batch)
         self.watch.alive()
         return scores
 
@@ -145,7 +145,10 @@ class Run:
                 *(stored, compute, dtype.value),
             )
         device = self.accelerator.device
-        worst = check_start(self.scorer, pairs, objective, reference, compute, device, self.layout)
+        worst = check_start(
+            scorer_for(objective, self.scorer),
+            *(pairs, objective, reference, compute, device, self.layout),
+        )
         self.scorer.train()
         log.info(
             "start-up check: log-probs of %d pairs within %.1e nats of the store",

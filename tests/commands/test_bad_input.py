@@ -228,6 +228,17 @@ def test_a_metric_that_no_evaluation_has_is_refused_before_anything_is_done(
     assert not Path("runs/tiny/recipe.yaml").exists()
 
 
+@pytest.mark.parametrize("name", ["bco", "beta_dpo"])
+def test_the_best_by_a_loss_that_changes_with_the_steps_is_refused_before_anything_is_done(
+    name: str, mallowspo: Command, tiny_words: list[str]
+) -> None:
+    words = [*tiny_words, f"objective={name}", "checkpoint.best_by=eval/loss"]
+    line = complaint(mallowspo("train", *words))
+    assert "checkpoint.best_by=eval/loss does not suit B" in line
+    assert "eval/rewards/accuracies" in line
+    assert not Path("runs/tiny/recipe.yaml").exists()
+
+
 def test_a_gated_model_says_how_to_get_in(
     mallowspo: Command, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

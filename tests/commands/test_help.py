@@ -13,6 +13,7 @@ from tests.commands.conftest import Command
 VERBS = [
     [],
     ["train"],
+    ["sweep"],
     ["plan"],
     ["export"],
     ["cache-ref"],
@@ -28,6 +29,10 @@ VERBS = [
     ["dispersion"],
     ["experiment"],
     ["experiment", "human-dispersion"],
+    ["experiment", "out-of-distribution"],
+    ["experiment", "bandit"],
+    ["experiment", "estimator"],
+    ["experiment", "sentiment"],
     ["eval"],
     ["eval", "preferences"],
     ["eval", "alpacaeval"],

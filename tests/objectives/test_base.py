@@ -1,9 +1,11 @@
 """The contracts that all objectives share, and the registry."""
 
 import ast
+import copy
 import inspect
+import pickle
 import textwrap
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import pytest
 import torch
@@ -20,6 +22,8 @@ from mallowspo_cli.objectives import (
     registered,
 )
 from mallowspo_cli.objectives.base import log_ratios, response_logps
+from mallowspo_cli.objectives.bco import BCO
+from mallowspo_cli.objectives.details import DetailedScores
 from mallowspo_cli.objectives.dpo import DPO
 from mallowspo_cli.objectives.ipo import IPO, Scaling
 from mallowspo_cli.objectives.mallows import Link, MallowsIPO, MallowsPhi, MallowsTheta
@@ -27,7 +31,12 @@ from mallowspo_cli.objectives.rainbow import RainbowPO
 from mallowspo_cli.objectives.sft import SFT
 from mallowspo_cli.objectives.simpo import SimPO
 
-NAMES = ["dpo", "ipo", "mallows_ipo", "mallows_phi", "mallows_theta", "rainbowpo", "sft", "simpo"]
+SHIPPED = [
+    *("dpo", "ipo", "mallows_ipo", "mallows_phi", "mallows_theta", "rainbowpo", "sft", "simpo"),
+    *("apo_down", "apo_zero", "chi_po", "cpo", "exo", "f_dpo", "hinge", "nca", "orpo", "r_dpo"),
+    *("robust_dpo", "sppo_hard", "bco", "beta_dpo", "ld_dpo", "wpo"),
+]
+NAMES = list(registered())
 NUM_PAIRS = 5
 
 
@@ -40,6 +49,18 @@ def scores(seed: int, requires_grad: bool = False) -> PairScores:
         torch.tensor([3, 7, 1, 12, 20]),
         torch.tensor([4, 5, 9, 2, 30]),
     )
+
+
+def scores_for(objective: Objective, requires_grad: bool = False) -> PairScores:
+    """What a scorer would give it."""
+    plain = scores(2, requires_grad)
+    if not objective.needs_details:
+        return plain
+    # Half of each sum in the common part; distributions of about 20 likely tokens.
+    columns = (plain.chosen_logps / 2, plain.rejected_logps / 2)
+    collisions = (-3.0 * plain.chosen_tokens.double(), -3.0 * plain.rejected_tokens.double())
+    values = (getattr(plain, field.name) for field in fields(PairScores))
+    return DetailedScores(*values, *columns, *collisions)
 
 
 def reference_scores(weights: Tensor | None = None) -> ReferenceScores:
@@ -57,13 +78,14 @@ def reference_scores(weights: Tensor | None = None) -> ReferenceScores:
 def test_the_shipped_names_are_registered_and_sorted() -> None:
     names = list(registered())
     assert names == sorted(names)
-    assert set(NAMES) <= set(names)
+    assert set(SHIPPED) <= set(names)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_rewards_are_one_per_pair_and_only_losses_carry_a_gradient(name: str) -> None:
-    policy = scores(seed=2, requires_grad=True)
-    output = registered()[name]()(policy, reference_scores())
+    objective = registered()[name]()
+    policy = scores_for(objective, requires_grad=True)
+    output = objective(policy, reference_scores())
     for values in (output.losses, output.chosen_rewards, output.rejected_rewards):
         assert values.shape == (NUM_PAIRS,)
         assert torch.isfinite(values).all()
@@ -75,12 +97,13 @@ def test_losses_and_rewards_are_one_per_pair_and_only_losses_carry_a_gradient(na
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pairs_loss_does_not_depend_on_the_rest_of_the_batch(name: str) -> None:
-    objective, policy, reference = registered()[name](), scores(seed=2), reference_scores()
+    objective, reference = registered()[name](), reference_scores()
+    policy = scores_for(objective)
     whole = objective(policy, reference).losses
     for index in range(NUM_PAIRS):
         one = slice(index, index + 1)
         alone = objective(
-            PairScores(*(getattr(policy, field.name)[one] for field in fields(PairScores))),
+            type(policy)(*(getattr(policy, field.name)[one] for field in fields(policy))),
             ReferenceScores(
                 *(getattr(reference, field.name)[one] for field in fields(ReferenceScores))
             ),
@@ -90,7 +113,8 @@ def test_a_pairs_loss_does_not_depend_on_the_rest_of_the_batch(name: str) -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_what_the_objective_asks_for_is_read(name: str) -> None:
-    objective, policy, reference = registered()[name](), scores(seed=2), reference_scores()
+    objective, reference = registered()[name](), reference_scores()
+    policy = scores_for(objective)
     nothing = torch.full((NUM_PAIRS,), torch.nan, dtype=torch.float64)
     partial = ReferenceScores(
         reference.chosen_logps if objective.needs_reference else nothing,
@@ -110,9 +134,24 @@ def test_a_missing_reference_is_refused_where_it_is_needed(name: str) -> None:
     objective = registered()[name]()
     if objective.needs_reference or objective.needs_dispersion:
         with pytest.raises(ValueError, match="needs ReferenceScores"):
-            objective(scores(seed=2), None)
+            objective(scores_for(objective), None)
     else:
-        assert torch.isfinite(objective(scores(seed=2), None).losses).all()
+        assert torch.isfinite(objective(scores_for(objective), None).losses).all()
+
+
+def test_a_loss_bound_to_a_step_can_be_copied_and_pickled_and_replace_starts_anew() -> None:
+    bound = BCO(beta=0.2).at_step({"shift": 0.7, "steps": 3.0})
+    for same in (copy.copy(bound), copy.deepcopy(bound), pickle.loads(pickle.dumps(bound))):
+        assert same == bound
+        assert same.running == {"shift": 0.7, "steps": 3.0}
+        found, expected = (loss(scores(2), reference_scores()) for loss in (same, bound))
+        assert torch.equal(found.losses, expected.losses)
+    assert replace(bound).running == {} == BCO().running
+
+
+def test_a_loss_follows_the_steps_where_it_makes_statistics_of_them() -> None:
+    found = {name for name in SHIPPED if registered()[name]().follows_steps}
+    assert found == {"bco", "beta_dpo"}
 
 
 def test_a_reference_of_one_pair_does_not_broadcast_over_the_batch() -> None:
@@ -256,7 +295,7 @@ def test_a_class_without_its_own_dataclass_decorator_is_refused() -> None:
 def test_a_new_objective_needs_only_a_class_under_register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mallowspo_cli.objectives.base._objectives", dict(registered()))
 
-    @register("hinge")
+    @register("one_of_ours")
     @dataclass(kw_only=True)
     class Hinge(Objective):
         margin: float = 1.0
@@ -269,7 +308,7 @@ def test_a_new_objective_needs_only_a_class_under_register(monkeypatch: pytest.M
             gap = policy.chosen_logps - policy.rejected_logps
             return ObjectiveOutput((self.margin - gap).relu(), gap, -gap, {})
 
-    assert registered()["hinge"] is Hinge
+    assert registered()["one_of_ours"] is Hinge
     assert is_dataclass(OmegaConf.to_object(OmegaConf.structured(Hinge)))
 
 

@@ -335,7 +335,7 @@ def test_a_wrong_type_names_key_value_and_the_type(override: str, expected: str)
     ("override", "choices"),
     [
         ("train.precision=fp16", "fp32, bf16, auto; nearest: bf16"),
-        ("dispersion.mode=off", "estimated, constant, shuffled"),
+        ("dispersion.mode=off", "estimated, constant, shuffled, inverse"),
         ("objective.link=x", "exact, smooth"),
     ],
 )
@@ -392,7 +392,8 @@ def test_a_missing_file_is_named() -> None:
 @pytest.mark.parametrize("override", ["train.epochs=1,2", "seed=range(1,3)", "objective=dpo,ipo"])
 def test_a_sweep_is_refused(override: str) -> None:
     assert message("quickstart", override) == (
-        f"'{override}' names several values; this command takes one."
+        f"'{override}' names several values; this command takes one. `mallowspo sweep` takes "
+        "several."
     )
 
 

@@ -142,6 +142,27 @@ def test_shuffling_depends_on_the_seed_alone(store: ReferenceStore) -> None:
     assert not torch.equal(Reference(store, config, TRAIN, seed=4).weights(TRAIN), first)
 
 
+def test_inverse_weights_have_mean_one_and_turn_the_order_of_the_estimates(
+    store: ReferenceStore,
+) -> None:
+    terms, estimated = reference(store, mode="inverse"), reference(store)
+    assert terms.weights(TRAIN).mean().item() == pytest.approx(1, rel=1e-6)
+    for split in (TRAIN, HELD_OUT):
+        terms.add(split)
+        estimated.add(split)
+        turned = terms.weights(split) * estimated.weights(split)
+        torch.testing.assert_close(turned, turned[:1].expand_as(turned))
+        # Strata and orders go by the estimate in every mode.
+        assert torch.equal(terms.estimates(split).argsort(), estimated.estimates(split).argsort())
+
+
+def test_an_evaluation_weighs_inversely_as_the_run_did(store: ReferenceStore) -> None:
+    run = reference(store, mode="inverse")
+    config = DispersionConfig(mode=DispersionMode.inverse)
+    again = Reference(store, config, HELD_OUT, seed=0, scale=run.scale)
+    assert torch.equal(again.weights(HELD_OUT), run.add(HELD_OUT))
+
+
 def test_clamped_and_empty_pairs_are_counted(store: ReferenceStore) -> None:
     fill(store, ["certain", "also-certain"], torch.zeros(2))
     fill(store, ["clueless"], torch.full((1,), 2 * math.log(VOCAB_SIZE)))
@@ -155,6 +176,9 @@ def test_clamped_and_empty_pairs_are_counted(store: ReferenceStore) -> None:
     assert terms.weights(["empty"]).tolist() == [1.0]
     assert bool(torch.isfinite(terms.weights(ids)).all())
     assert terms.weights(["clueless"]).item() == pytest.approx(0, abs=1e-5)
+    inverse = Reference(store, DispersionConfig(mode=DispersionMode.inverse), ids, seed=0)
+    assert inverse.weights(["empty"]).tolist() == [1.0]
+    assert bool(torch.isfinite(inverse.weights(ids)).all())
     assert reference(store).summary.clamped == reference(store).summary.empty == 0
 
 

@@ -110,6 +110,21 @@ def test_weights_optimizer_random_state_and_step_come_back_bit_for_bit(tmp_path:
     assert torch.equal(torch.rand(4), drawn)
 
 
+def test_running_statistics_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    state = TrainState(3, {"shift": 0.1 + 0.2, "steps": 3.0, "tiny": -5e-324})
+    path = save_checkpoint(tmp_path, engine(*trained()), state, 1, None)
+    assert load_checkpoint(path, engine(*fresh())) == state
+
+
+def test_a_checkpoint_of_before_there_were_running_statistics_has_none(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    content = json.loads((path / STATE).read_text())
+    del content["running"]
+    write_json(path / STATE, content)
+    with_digests(path)
+    assert load_checkpoint(path, engine(*fresh())) == TrainState(3, {})
+
+
 def test_the_step_after_a_load_is_the_one_without_it(tmp_path: Path) -> None:
     path = save(tmp_path)
     again, again_optimizer = fresh()

@@ -26,6 +26,7 @@ from tests.training.launched import (
 )
 
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+BCO = ("objective=bco", "objective.dispersion=true")
 LORA = ("model.lora.rank=4", "model.lora.alpha=8", "train.learning_rate=1e-2")
 RUNS = {
     "one process": ("one process", ()),
@@ -35,6 +36,8 @@ RUNS = {
     "zero3": ("zero3", ()),
     "one process, lora": ("one process", LORA),
     "zero3, lora": ("zero3", LORA),
+    "one process, bco": ("one process", BCO),
+    "zero3, bco": ("zero3", BCO),
     "zero2, bf16": ("zero2", ("objective=dpo", "train.precision=bf16", "model.dtype=float32")),
 }
 
@@ -64,6 +67,7 @@ def runs(place: Path) -> dict[str, Path]:
     [
         *(("padded", "one process"), ("ddp", "one process"), ("zero2", "one process")),
         *(("zero3", "one process"), ("zero3, lora", "one process, lora")),
+        ("zero3, bco", "one process, bco"),
     ],
 )
 def test_losses_and_weights_are_those_of_one_process(

@@ -1,6 +1,7 @@
 """Before the first step the policy has to be the model that the store's numbers are of."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from mallowspo_cli.data.pairs import Message, PreferencePair
 from mallowspo_cli.data.table import TokenizedPair
 from mallowspo_cli.data.tokenize import tokenize_pairs
 from mallowspo_cli.errors import CacheError
-from mallowspo_cli.objectives.base import Objective, registered
+from mallowspo_cli.objectives.base import Objective, PairScores, registered
 from mallowspo_cli.objectives.dpo import DPO
-from mallowspo_cli.packing.layout import Layout
+from mallowspo_cli.objectives.f_dpo import FDPO, Divergence
+from mallowspo_cli.objectives.robust_dpo import RobustDPO
+from mallowspo_cli.objectives.wpo import WPO
+from mallowspo_cli.packing.layout import Layout, PairBatch
 from mallowspo_cli.recipe.choices import Dtype, Precision
 from mallowspo_cli.recipe.schema import (
     DatasetConfig,
@@ -23,7 +27,7 @@ from mallowspo_cli.recipe.schema import (
 )
 from mallowspo_cli.reference import build
 from mallowspo_cli.reference.terms import Reference
-from mallowspo_cli.scoring import PairScorer
+from mallowspo_cli.scoring import PairScorer, scorer_for
 from mallowspo_cli.training.startup import check_start, sample, tolerance
 from tests.conftest import pair_rows
 
@@ -39,9 +43,15 @@ class Setting:
     reference: Reference
     policy: PairScorer
 
-    def check(self, objective: Objective | None = None, compute: str = "float32") -> float:
+    def check(
+        self,
+        objective: Objective | None = None,
+        compute: str = "float32",
+        policy: Callable[..., PairScores] | None = None,
+    ) -> float:
+        objective = objective or DPO()
         return check_start(
-            *(self.policy, self.pairs[:4], objective or DPO()),
+            *(scorer_for(objective, policy or self.policy), self.pairs[:4], objective),
             *(self.reference, compute, CPU, Layout.shared),
         )
 
@@ -113,6 +123,41 @@ def test_rounding_to_bfloat16_is_not_taken_for_another_model(
     store.fingerprint = replace(store.fingerprint, compute="float32")
     with pytest.raises(CacheError):
         found.check()
+
+
+STEEP = [
+    RobustDPO(label_smoothing=0.3),
+    RobustDPO(label_smoothing=0.4),
+    FDPO(divergence=Divergence.forward_kl),
+    FDPO(divergence=Divergence.alpha),
+    # Every pair on the bound where policy and reference are one, and below it a little apart.
+    WPO(largest_weight=1e-9),
+    WPO(largest_weight=0.2),
+]
+
+
+@pytest.mark.parametrize("objective", [*(cls() for cls in registered().values()), *STEEP], ids=str)
+@pytest.mark.parametrize("signs", [(-1, -1), (-1, 1), (1, -1), (1, 1)])
+def test_the_loss_of_a_pair_that_rounding_moved_is_no_fault_of_the_objective(
+    same: Setting, objective: Objective, signs: tuple[int, int]
+) -> None:
+    def rounded(batch: PairBatch, **asked: bool) -> PairScores:
+        scores = same.policy(batch, **asked)
+        chosen, rejected = (
+            0.39 * sign * tokens.sqrt()
+            for sign, tokens in zip(
+                signs, (scores.chosen_tokens, scores.rejected_tokens), strict=True
+            )
+        )
+        return replace(
+            scores,
+            chosen_logps=scores.chosen_logps + chosen,
+            rejected_logps=scores.rejected_logps + rejected,
+        )
+
+    store = same.reference.store
+    store.fingerprint = replace(store.fingerprint, compute="bfloat16")
+    assert same.check(objective, "bfloat16", rounded) > 1
 
 
 def test_a_loss_that_is_not_log_two_where_it_should_be_is_refused(

@@ -1,7 +1,7 @@
 """Two or more models, or configurations with several seeds, compared on the prompts they share."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
@@ -9,12 +9,17 @@ import numpy as np
 
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.comparing.agreement import agreements
+from mallowspo_cli.evaluation.comparing.context import (
+    AGREE,
+    Context,
+    calibration_of,
+    labels_of,
+    read_entropies,
+)
 from mallowspo_cli.evaluation.comparing.lengths import (
-    Calibration,
     LengthFiles,
     compared_length_control,
     judged_rows,
-    read_calibration,
 )
 from mallowspo_cli.evaluation.comparing.matching import (
     JUDGING,
@@ -30,30 +35,13 @@ from mallowspo_cli.evaluation.comparing.paired import LEVEL, holm
 from mallowspo_cli.evaluation.comparing.sides import Evaluation, Ranked, Side
 from mallowspo_cli.evaluation.outputs import (
     BASE_WINS,
-    DISPERSION,
     DRAW,
 )
-from mallowspo_cli.evaluation.win_rates.difficulty import is_official
 from mallowspo_cli.evaluation.win_rates.length_control import UNPENALISED
 
 WIN_RATE, DISCRETE, ACCURACY = "win rate", "discrete win rate", "preference accuracy"
 CONTROLLED = "length-controlled win rate"
 MINIMAL = f"{CONTROLLED} (minimal, unpenalised)"
-AGREE = 0.01
-"""Entropies, or weights w, of the same text that differ by more (relative) are not the same."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What all metrics are computed with."""
-
-    sides: Sequence[Side]
-    resampling: Resampling
-    lengths: LengthFiles | None
-    entropies: Mapping[tuple[str, str], float]
-    """By instruction and the baseline's answer."""
-    notes: list[str]
-    """Of what is not compared, and why; grows."""
 
 
 def compare(
@@ -68,7 +56,7 @@ def compare(
     """
     notes: list[str] = []
     _note_shared_models(sides, notes)
-    reference, entropies = _entropies(sides, notes)
+    reference, entropies = read_entropies(sides, notes)
     context = Context(sides, resampling, lengths, entropies, notes)
     metrics: list[dict[str, Any]] = []
     for judge, baseline, match in matched_evaluations(sides, notes):
@@ -104,7 +92,7 @@ def compare(
 
 def _judged(context: Context, match: Match[Evaluation]) -> dict[str, list[dict[str, Any]]]:
     """Comparisons of all pairs of sides, by the name of the win rate."""
-    calibration = _calibration(context, match)
+    calibration = calibration_of(context, match)
     controlled = CONTROLLED if calibration else MINIMAL
     found: dict[str, list[dict[str, Any]]] = {WIN_RATE: [], controlled: [], DISCRETE: []}
     for pair in combinations(sorted(match.of), 2):
@@ -136,10 +124,11 @@ def _judged(context: Context, match: Match[Evaluation]) -> dict[str, list[dict[s
         try:
             results[controlled] = compared_length_control(judged, context.resampling)
         except EvalError as error:
-            context.notes.append(f"{_told(context, match, pair)}: no {CONTROLLED}: {error}")
+            context.notes.append(f"{labels_of(context, match, pair)}: no {CONTROLLED}: {error}")
         if calibration and results.get(controlled, {}).get("unpenalised"):
+            told = labels_of(context, match, pair)
             context.notes.append(
-                f"{_told(context, match, pair)}: the penalty that cross-validation chose left a "
+                f"{told}: the penalty that cross-validation chose left a "
                 "model without a coefficient of its own, so all length-controlled win rates are "
                 f"fitted without one (C = {UNPENALISED:,.0f}). They differ from those in "
                 "summary.json."
@@ -158,7 +147,7 @@ def _shared_instructions(
     In the order of the files, where all have the same: so a fit is that of `eval alpacaeval`.
     """
     evaluations = [e for index in pair for e in match.of[index].values()]
-    told = _told(context, match, pair)
+    told = labels_of(context, match, pair)
     if differ := differing(evaluations, JUDGING, "settings"):
         context.notes.append(f"{told} not compared: judged otherwise ({differ}).")
         return []
@@ -196,7 +185,7 @@ def _ranked(context: Context, match: Match[Ranked]) -> list[dict[str, Any]]:
         tables = [one.pairs for side in sides for one in side]
         shared = sorted(set(tables[0]).intersection(*tables[1:]))
         if not shared:
-            told = _told(context, match, pair)
+            told = labels_of(context, match, pair)
             context.notes.append(f"{told} not compared: no held-out pair is in both.")
             continue
         wins = [np.array([[one.pairs[key][1] for key in shared] for one in side]) for side in sides]
@@ -205,8 +194,9 @@ def _ranked(context: Context, match: Match[Ranked]) -> list[dict[str, Any]]:
         # NaN differs from nothing.
         apart = np.any([np.abs(w - known) > AGREE * np.abs(known) for w in weights], axis=0)
         if apart.any():
+            told = labels_of(context, match, pair)
             context.notes.append(
-                f"{_told(context, match, pair)}: w differs for {int(apart.sum())} of {len(shared)} "
+                f"{told}: w differs for {int(apart.sum())} of {len(shared)} "
                 "held-out pairs, so it is of other references. Terciles go by the first table's."
             )
         prompts = [tables[0][key][0] for key in shared]
@@ -232,11 +222,6 @@ def _named(
     return {"rows": shared, **result}
 
 
-def _told(context: Context, match: Match[Any], pair: tuple[int, int]) -> str:
-    labels = " and ".join(context.sides[index].label for index in pair)
-    return f"{labels}{f' on {match.title}' if match.title else ''}"
-
-
 def _note_shared_models(sides: Sequence[Side], notes: list[str]) -> None:
     for first, second in combinations(sides, 2):
         places = [{member.place.resolve() for member in side.members} for side in (first, second)]
@@ -253,49 +238,3 @@ def _correct(pairs: list[dict[str, Any]]) -> None:
         tested = [pair[test] for pair in pairs if pair[test] and pair[test]["p"] is not None]
         for each, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
             each["p_holm"] = p
-
-
-def _calibration(context: Context, match: Match[Evaluation]) -> Calibration | None:
-    """Difficulties of all instructions of a match; None without files, or where they do not fit."""
-    if context.lengths is None:
-        return None
-    texts = {t: None for of in match.of.values() for e in of.values() for t in e.annotations}
-    if context.lengths.official_only and not is_official(list(texts)):
-        return None
-    try:
-        return read_calibration(context.lengths, list(texts))
-    except EvalError as error:
-        context.notes.append(
-            f"{match.title or 'the evaluation'}: length control without difficulties: {error}"
-        )
-        return None
-
-
-def _entropies(
-    sides: Sequence[Side], notes: list[str]
-) -> tuple[str | None, dict[tuple[str, str], float]]:
-    """Entropies under the first reference model that any evaluation names.
-
-    They are of a baseline's answers: another baseline has others for the same instructions.
-    """
-    found: dict[tuple[str, str], float] = {}
-    known = [e for s in sides for m in s.members for e in m.evaluations if e.entropies]
-    for evaluation in known:
-        file = evaluation.place.parent / DISPERSION
-        if evaluation.reference != known[0].reference:
-            notes.append(
-                f"{file} is not used: its entropies are of {evaluation.reference}, others of "
-                f"{known[0].reference}."
-            )
-            continue
-        differ = 0
-        for text, value in evaluation.entropies.items():
-            if row := evaluation.annotations.get(text):
-                first = found.setdefault((text, row.output_1), value)
-                differ += abs(value - first) > AGREE * first
-        if differ:
-            notes.append(
-                f"{file} has other entropies than the directories before it for {differ} of the "
-                "same instructions and baseline's answers. Theirs are used."
-            )
-    return known[0].reference if known else None, found

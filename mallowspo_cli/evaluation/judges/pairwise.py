@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mallowspo_cli.evaluation.judges.options import JudgeOptions
-from mallowspo_cli.evaluation.outputs import BASE_WINS, MODEL_WINS, printable
+from mallowspo_cli.evaluation.outputs import BASE_WINS, MODEL_WINS, Output, printable
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,18 @@ class Pair:
     output_2: str
     generator_2: str
     dataset: str = ""
+
+
+def pair_of(baseline: Output, model: Output) -> Pair:
+    """Both answers to an instruction."""
+    return Pair(
+        model.instruction,
+        baseline.output,
+        baseline.generator,
+        model.output,
+        model.generator,
+        model.dataset or baseline.dataset,
+    )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.judges.options import OPENAI
+from mallowspo_cli.evaluation.judges.pairwise import Pair, pair_of
 from mallowspo_cli.evaluation.outputs import (
     Annotation,
     Output,
@@ -129,10 +130,8 @@ def outputs_file(named: Path) -> Path:
     return there[0]
 
 
-def joined(
-    outputs: Sequence[Output], baseline: Sequence[Output], what: str
-) -> list[tuple[Output, Output]]:
-    """(baseline's, model's) answer to each instruction of `outputs`, joined by the instruction.
+def joined(outputs: Sequence[Output], baseline: Sequence[Output], what: str) -> list[Pair]:
+    """The model's and the baseline's answer to each instruction of `outputs`, joined by it.
 
     Raises:
         EvalError: the baseline lacks some.
@@ -145,7 +144,7 @@ def joined(
             f"{len(outputs)} to judge, such as {lacking[0][:60]!r}. Give another baseline=, or the "
             "instructions that it answers: instructions=FILE."
         )
-    return [(known[row.instruction], row) for row in outputs]
+    return [pair_of(known[row.instruction], row) for row in outputs]
 
 
 def not_comparable(rows: Sequence[Annotation], judge: Mapping[str, Any]) -> list[str]:

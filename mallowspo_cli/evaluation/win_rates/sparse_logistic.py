@@ -64,7 +64,7 @@ def fit_sparse_logistic(
             if size < 1e-12:
                 return at
         at, value = at + size * step, reached
-    # Rows that can nearly be separated: the objective falls towards coefficients without bounds.
+    # Not settled, as where rows can nearly be separated; the objective has only fallen on the way.
     return at
 
 

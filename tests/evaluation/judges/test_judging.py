@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from mallowspo_cli.commands.judged import foresee
+from mallowspo_cli.commands.judge_stage import foresee
 from mallowspo_cli.errors import EvalError
 from mallowspo_cli.evaluation.journal import Journal
 from mallowspo_cli.evaluation.judges.annotators import find_annotator
@@ -33,7 +33,6 @@ from mallowspo_cli.evaluation.judges.local import LocalJudge
 from mallowspo_cli.evaluation.judges.pairwise import Question, is_switched
 from mallowspo_cli.evaluation.judges.replies import Messages, OnReply, Reply, Unreadable
 from mallowspo_cli.evaluation.judges.spellings import break_special
-from mallowspo_cli.evaluation.outputs import Output
 from mallowspo_cli.files import write_json
 from mallowspo_cli.models.load import load_model
 from tests.evaluation.judges.judge_server import (
@@ -632,7 +631,7 @@ def test_what_judging_would_cost_is_told_by_the_price_that_is_set(
 ) -> None:
     caplog.set_level(logging.INFO)
     options = replace(OPTIONS, annotator="pairwise_choice", **changes)
-    pair = (Output("Question 0?", BAD, "base"), Output("Question 0?", GOOD, "mine"))
+    pair = Pair("Question 0?", BAD, "base", GOOD, "mine")
     foresee([pair], options, tmp_path)
     assert told in caplog.text
     assert ("no price" in caplog.text) == (told == "no price")

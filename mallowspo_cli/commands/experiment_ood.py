@@ -1,0 +1,157 @@
+"""`mallowspo experiment out-of-distribution`: train on one data set, evaluate on others."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import transformers.utils.logging
+
+from mallowspo_cli.commands.jobs import Job, check_job, train_job
+from mallowspo_cli.commands.ood_datasets import Evaluated, prepared_sets, training_words
+from mallowspo_cli.commands.ood_evaluation import RunResults, evaluate_run
+from mallowspo_cli.commands.ood_words import Entry, Wanted, experiment_words, words_of
+from mallowspo_cli.commands.prepare import one_process
+from mallowspo_cli.commands.subject import clean_name
+from mallowspo_cli.distributed import console, log, set_up_logging
+from mallowspo_cli.errors import EvalError, MallowsPOError, first_line
+from mallowspo_cli.experiments.ood_samples import Scored
+from mallowspo_cli.experiments.out_of_distribution import analyse
+from mallowspo_cli.experiments.rated_files import MEANING, PREFIX, prompt_of, write_rated
+from mallowspo_cli.files import make_directory, write_json, write_text
+from mallowspo_cli.models.load import load_tokenizer, model_directory
+from mallowspo_cli.recipe.load import load_recipe
+from mallowspo_cli.recipe.schema import Recipe
+from mallowspo_cli.report.out_of_distribution import (
+    as_csv,
+    as_markdown,
+    draw_accuracy,
+    print_results,
+)
+from mallowspo_cli.training.watch import StoppedError
+
+QUIET = ("eval.at_start=false", "eval.at_end=false", "eval.kl_prompts=0")
+"""What a run would measure of itself is measured afterwards; the user's own words come later."""
+
+
+def run(words: list[str]) -> None:
+    """Train, evaluate and compare; see `mallowspo experiment out-of-distribution --help`."""
+    set_up_logging()
+    if not console.is_terminal:
+        transformers.utils.logging.disable_progress_bar()
+    wanted = experiment_words(words)
+    one_process("experiment out-of-distribution")
+    jobs = _jobs(wanted)
+    for _, _, job in jobs:
+        check_job(job)
+    recipe = _recipe(jobs[0][2])
+    inside = wanted.train_on or recipe.dataset.title
+    if inside.startswith(PREFIX):
+        write_rated(inside, wanted.sizes.train_pairs, wanted.sizes.limit, wanted.sizes.max_chars)
+    make_directory(wanted.to, "the report")
+    tokenizer = load_tokenizer(model_directory(recipe.model), recipe.model.chat_template)
+    sets = prepared_sets(recipe, tokenizer, inside, wanted.targets, wanted.sizes)
+    done, failed = _train_and_evaluate(jobs, sets, wanted.to)
+    _report(wanted, recipe, sets, done, failed)
+    if failed:
+        raise EvalError(
+            f"{len(failed)} of {len(jobs)} runs failed, first {failed[0]['run']}: "
+            f"{failed[0]['reason']} The report is of the others; the same command tries again."
+        )
+
+
+def _jobs(wanted: Wanted) -> list[tuple[Entry, int, Job]]:
+    """All runs, seed by seed, so that what was stopped early has all objectives of a seed."""
+    data = training_words(wanted.train_on, wanted.sizes) if wanted.train_on else []
+    found = []
+    for seed in wanted.seeds:
+        for entry in wanted.entries:
+            name = clean_name(entry.label)
+            directory = wanted.to / "runs" / name / f"seed{seed}"
+            words = (
+                *(f"recipe={wanted.recipe}", f"objective={entry.objective}", *QUIET, *data),
+                *(*wanted.overrides, *entry.words, f"seed={seed}", f"name={name}-seed{seed}"),
+                f'output_dir="{directory}"',
+            )
+            found.append((entry, seed, Job(f"{name}-seed{seed}", words, directory)))
+    return found
+
+
+def _recipe(job: Job) -> Recipe:
+    name, *overrides = job.words
+    return load_recipe(name.removeprefix("recipe="), overrides).recipe
+
+
+def _train_and_evaluate(
+    jobs: Sequence[tuple[Entry, int, Job]], sets: Sequence[Evaluated], to: Path
+) -> tuple[list[tuple[Entry, int, RunResults]], list[dict[str, str]]]:
+    """What each finished run got, and why the others have nothing."""
+    done, failed = [], []
+    for number, (entry, seed, job) in enumerate(jobs, start=1):
+        log.info("run %d of %d: %s, seed %d", number, len(jobs), entry.label, seed)
+        try:
+            reason = train_job(job, to / "logs" / f"{job.name}.log")
+            if reason is None:
+                done.append((entry, seed, evaluate_run(job.directory, sets)))
+        except StoppedError:
+            raise
+        except MallowsPOError as error:
+            reason = first_line(error)
+        if reason is not None:
+            log.info("%s failed: %s", job.name, reason)
+            failed.append({"run": job.name, "reason": reason})
+    if not done:
+        first = failed[0]
+        raise EvalError(f"no run was finished; {first['run']}: {first['reason']}")
+    return done, failed
+
+
+def _report(
+    wanted: Wanted,
+    recipe: Recipe,
+    sets: Sequence[Evaluated],
+    done: Sequence[tuple[Entry, int, RunResults]],
+    failed: list[dict[str, str]],
+) -> None:
+    entries = [entry.label for entry in wanted.entries]
+    controls = {e.label: e.control_of for e in wanted.entries if e.control_of is not None}
+    scored = [Scored(entry.label, seed, found.tables) for entry, seed, found in done]
+    inside, *targets = [data.name for data in sets]
+    results, claims = analyse(scored, entries, inside, targets, controls)
+    results |= {
+        "setup": _setup(wanted, recipe, inside),
+        "data": {data.name: data.about for data in sets},
+        "runs": [
+            {"entry": entry.label, "seed": seed, **found.about} for entry, seed, found in done
+        ],
+        "failed": failed,
+        "claims": [claim.row() for claim in claims],
+    }
+    picture = wanted.to / "accuracy.png"
+    draw_accuracy(results, picture)
+    write_text(wanted.to / "rows.csv", as_csv(results))
+    write_json(wanted.to / "results.json", results)
+    write_text(wanted.to / "report.md", as_markdown(results, claims, picture.name))
+    print_results(results, claims, wanted.to)
+
+
+def _setup(wanted: Wanted, recipe: Recipe, inside: str) -> dict[str, Any]:
+    rated = [name for name in (inside, *wanted.targets) if name.startswith(PREFIX)]
+    return {
+        "command": shlex.join(
+            ["mallowspo", "experiment", "out-of-distribution", *words_of(wanted)]
+        ),
+        "recipe": wanted.recipe,
+        "model": recipe.model.source,
+        "inside": inside,
+        "targets": list(wanted.targets),
+        "entries": [entry.label for entry in wanted.entries],
+        "seeds": list(wanted.seeds),
+        "sizes": asdict(wanted.sizes),
+        "precision": recipe.train.precision.value,
+        "learning_rate": recipe.train.learning_rate,
+        "global_batch_size": recipe.train.global_batch_size,
+        "meaning": MEANING if rated else None,
+        "prompts": {name: prompt_of(name) for name in rated},
+    }

@@ -1,0 +1,288 @@
+"""`mallowspo experiment sentiment`: reward against KL, for several losses, betas and seeds."""
+
+import fcntl
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import transformers.utils.logging
+
+from mallowspo_cli.commands.eval_sentiment import chosen_classifier
+from mallowspo_cli.commands.prepare import one_process
+from mallowspo_cli.commands.sentiment_lab import Lab, Sizes
+from mallowspo_cli.commands.words import own_words, whole_number
+from mallowspo_cli.data.table import TokenizedPairs
+from mallowspo_cli.distributed import console, log, set_up_logging
+from mallowspo_cli.errors import EvalError, RecipeError, TrainingError, first_line
+from mallowspo_cli.evaluation.controlled.classifiers import Classifier
+from mallowspo_cli.evaluation.controlled.reviews import (
+    Reviews,
+    beginnings,
+    load_reviews,
+    split_reviews,
+)
+from mallowspo_cli.evaluation.sampling.tasks import Task
+from mallowspo_cli.experiments.sentiment import (
+    Job,
+    Method,
+    all_jobs,
+    analyse,
+    chosen_methods,
+    claims,
+)
+from mallowspo_cli.files import make_directory, write_json
+from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
+from mallowspo_cli.report.frontier import print_frontier, write_frontier
+
+OWN = (
+    *("recipe", "methods", "factors", "seeds", "scale", "prompts", "samples", "eval_prompts"),
+    *("max_tokens", "prompt_words", "points", "batch_size"),
+    *("classifier", "positive", "reviews", "to"),
+)
+RECIPE, FACTORS = "sentiment_smollm2", "0.3,3"
+REFERENCE = "reference"
+"""Name of the row of the model that all begin from."""
+DRAW_SEED = 0
+"""Of the draw of all beginnings: those to measure on come first, then each seed's own."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The words, checked."""
+
+    recipe: str
+    words: list[str]
+    """Of the recipe."""
+    base: LoadedRecipe
+    methods: list[Method]
+    factors: list[float]
+    seeds: int
+    sizes: Sizes
+    prompt_words: int
+    own: Mapping[str, str]
+    to: Path
+
+    jobs: dict[Job, LoadedRecipe]
+    """Every run, and what it trains with."""
+
+
+def run(words: list[str]) -> None:
+    """Run what is missing of the grid, and report what there is; see `--help`."""
+    set_up_logging()
+    if not console.is_terminal:
+        transformers.utils.logging.disable_progress_bar()
+    one_process("experiment sentiment")
+    plan = read_plan(words)
+    make_directory(plan.to / "rows", "the experiment")
+    own = plan.own
+    reviews = load_reviews(Path(own["reviews"]).expanduser() if "reviews" in own else None)
+    experiment = Experiment(plan, reviews, chosen_classifier(own, reviews))
+    experiment.run()
+
+
+def read_plan(words: Sequence[str]) -> Plan:
+    """The words of the command, and every run's recipe, checked before anything is fetched.
+
+    Raises:
+        RecipeError: words that cannot be used.
+    """
+    own, others = own_words(words, OWN)
+    for word in others:
+        name = word.lstrip("+~").partition("=")[0]
+        if name.startswith(("objective", "dataset", "dispersion.mode")) or name == "seed":
+            raise RecipeError(f"{word!r}: the experiment sets {name} itself (methods=, factors=).")
+    scale = _numbers(own, "scale", "1")
+    if len(scale) != 1:
+        raise RecipeError(f"scale={own['scale']} is not one number.")
+    sizes = Sizes(
+        prompts=max(2, round(whole_number(own, "prompts", 32, 2) * scale[0])),
+        samples=whole_number(own, "samples", 4, 2),
+        eval_prompts=max(2, round(whole_number(own, "eval_prompts", 64, 2) * scale[0])),
+        max_tokens=whole_number(own, "max_tokens", 16),
+        batch_size=whole_number(own, "batch_size", 64),
+        points=whole_number(own, "points", 2),
+    )
+    recipe = own.get("recipe", RECIPE)
+    methods, factors = chosen_methods(own.get("methods", "all")), _numbers(own, "factors", FACTORS)
+    seeds = whole_number(own, "seeds", 3)
+    return Plan(
+        recipe=recipe,
+        words=others,
+        base=load_recipe(recipe, others),
+        methods=methods,
+        factors=factors,
+        seeds=seeds,
+        sizes=sizes,
+        prompt_words=whole_number(own, "prompt_words", 5),
+        own=own,
+        to=Path(own.get("to", "reports/sentiment")).expanduser(),
+        jobs={
+            job: load_recipe(recipe, [*others, *job.words()])
+            for job in all_jobs(methods, factors, range(seeds))
+        },
+    )
+
+
+def _numbers(own: Mapping[str, str], name: str, default: str) -> list[float]:
+    """Numbers above 0, each once, in the order given."""
+    found = []
+    for text in own.get(name, default).split(","):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise RecipeError(f"{name}={own[name]}: {text!r} is not a number above 0.")
+        found.append(value)
+    return list(dict.fromkeys(found))
+
+
+class Experiment:
+    """The grid's rows: which are there, which are to be run, and what they say together.
+
+    A row is a file of its own. Several processes, given the same words, share the work: each takes
+    a row that no other has.
+    """
+
+    def __init__(self, plan: Plan, reviews: Reviews, classifier: Classifier):
+        self.plan, self.classifier, self.name = plan, classifier, reviews.name
+        self.eval_tasks, self.train_tasks = self._tasks(reviews)
+        self._lab: Lab | None = None
+        self._pairs: tuple[int, TokenizedPairs] | None = None
+
+    def run(self) -> None:
+        """Train what is missing, and report after each row."""
+        jobs, busy = self.plan.jobs, 0
+        with self._mine(REFERENCE, wait=True):
+            if self._row(REFERENCE, self._made_from(self.plan.base)) is None:
+                self._write(REFERENCE, self._made_from(self.plan.base), self.lab.reference_row())
+        for number, (job, loaded) in enumerate(jobs.items()):
+            made_from = self._made_from(loaded)
+            with self._mine(job.name) as mine:
+                if not mine:
+                    busy += 1
+                elif self._row(job.name, made_from) is None:
+                    log.info("run %d of %d: %s", number + 1, len(jobs), job.name)
+                    self._write(job.name, made_from, self._train(job))
+                    self._report()
+        self._report(tell=True)
+        if busy:
+            log.info("%d runs are another process's; the last to end writes the whole report", busy)
+
+    @property
+    def lab(self) -> Lab:
+        """The models, loaded when the first row is to be made."""
+        if self._lab is None:
+            plan = self.plan
+            base = plan.base.recipe
+            self._lab = Lab(base, self.classifier, plan.sizes, self.eval_tasks, plan.to)
+        return self._lab
+
+    def _train(self, job: Job) -> dict[str, Any]:
+        start, cpu = time.monotonic(), time.process_time()
+        about = {"method": job.method.name, "beta": job.beta, "seed": job.seed}
+        pairs = self._seed_pairs(job.seed)
+        try:
+            points = self.lab.train(self.plan.jobs[job].recipe, pairs)
+        except TrainingError as error:
+            return {**about, "pairs": len(pairs), "points": [], "error": first_line(error)}
+        spent = {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu}
+        return {**about, "pairs": len(pairs), "points": points, **spent}
+
+    def _seed_pairs(self, seed: int) -> TokenizedPairs:
+        if self._pairs is None or self._pairs[0] != seed:
+            with self._mine(f"data-seed{seed}", wait=True):
+                self._pairs = seed, self.lab.pairs(seed, self.train_tasks[seed])
+        return self._pairs[1]
+
+    def _tasks(self, reviews: Reviews) -> tuple[list[Task], list[list[Task]]]:
+        """Beginnings to measure on, and each seed's to train on: no two sets share one."""
+        plan, sizes = self.plan, self.plan.sizes
+        texts = [reviews.texts[index] for index in split_reviews(reviews)[1]]
+        count = sizes.eval_prompts + plan.seeds * sizes.prompts
+        found = [Task.of(text) for text in beginnings(texts, plan.prompt_words, count, DRAW_SEED)]
+        if len(found) < count:
+            raise EvalError(
+                f"{count} different beginnings of {plan.prompt_words} words are needed, and the "
+                f"held-out reviews of {reviews.name} have {len(found)}. Lower prompts=, "
+                "eval_prompts= or seeds=, or raise prompt_words=."
+            )
+        ends = [sizes.eval_prompts + seed * sizes.prompts for seed in range(plan.seeds + 1)]
+        parts = [found[start:end] for start, end in pairwise(ends)]
+        return found[: sizes.eval_prompts], parts
+
+    def _made_from(self, loaded: LoadedRecipe) -> str:
+        """Names what a row depends on. The number of seeds and of methods is not of it."""
+        about = [loaded.to_yaml(), asdict(self.plan.sizes), self.plan.prompt_words]
+        text = json.dumps([*about, self.name, self.classifier.about], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+    def _row(self, name: str, made_from: str) -> dict[str, Any] | None:
+        file = self.plan.to / "rows" / f"{name}.json"
+        if not file.is_file():
+            return None
+        row = json.loads(file.read_text(encoding="utf-8"))
+        if row["made_from"] != made_from:
+            raise EvalError(
+                f"{file} was made with other words (recipe, sizes or classifier). Give the "
+                "experiment another place: to=DIR."
+            )
+        return row
+
+    def _write(self, name: str, made_from: str, row: Mapping[str, Any]) -> None:
+        write_json(self.plan.to / "rows" / f"{name}.json", {"made_from": made_from, **row})
+
+    def _report(self, tell: bool = False) -> None:
+        """What the rows that are there say."""
+        plan = self.plan
+        reference = self._row(REFERENCE, self._made_from(plan.base))
+        jobs = plan.jobs
+        found = [self._row(job.name, self._made_from(loaded)) for job, loaded in jobs.items()]
+        rows = [row for row in found if row is not None]
+        if reference is None or not any(row["points"] for row in rows):
+            return
+        results = {
+            "recipe": plan.recipe,
+            "model": plan.base.recipe.model.source,
+            "words": plan.words,
+            "sizes": asdict(plan.sizes),
+            "beginnings": f"the first {plan.prompt_words} words of held-out reviews of {self.name}",
+            "classifier": self.classifier.about,
+            "methods": {m.name: m.what for m in plan.methods},
+            "factors": plan.factors,
+            "seeds": plan.seeds,
+            "runs": {"wanted": len(jobs), "done": len(rows)},
+            "reference": {name: reference[name] for name in ("reward", "log_odds", "tokens_mean")},
+            "pairs": {str(row["seed"]): row["pairs"] for row in rows},
+            "failed": {
+                f"{row['method']} beta {row['beta']:g} seed {row['seed']}": row["error"]
+                for row in rows
+                if "error" in row
+            },
+            "cpu_seconds": sum(row.get("cpu_seconds", 0.0) for row in rows),
+            **analyse([row for row in rows if row["points"]], reference["reward"]),
+        }
+        decided = claims(results)
+        results["claims"] = [claim.row() for claim in decided]
+        write_frontier(plan.to, results, rows, decided)
+        if tell:
+            print_frontier(results, decided, plan.to)
+
+    @contextmanager
+    def _mine(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Whether this process is the one at work on `name`; the others are kept out."""
+        place = make_directory(self.plan.to / "locks", "the experiment")
+        with (place / name).open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True

@@ -1,0 +1,1 @@
+"""Does the entropy estimate give back a dispersion that is known?"""

@@ -1,0 +1,179 @@
+"""The bandits' pictures: collapse by dispersion, regret and order against KL, groups of prompts."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mallowspo_cli.files import whole_file
+
+STYLES: Final = {
+    "dpo": ("#222222", "o"),
+    "ipo": ("#8c8c8c", "s"),
+    "mallows_theta": ("#4c72b0", "^"),
+    "mallows_phi_exact": ("#c44e52", "v"),
+    "mallows_phi_smooth": ("#dd8452", "D"),
+    "mallows_ipo": ("#55a868", "P"),
+}
+GROUPS: Final = {
+    "low": "agreed prompts",
+    "high": "disputed prompts",
+    "new": "new prompts",
+}
+REGIMES: Final = {"converged": "converged", "first_step": "first gradient step"}
+
+
+def draw_bandit(results: Mapping[str, Any], place: Path) -> list[Path]:
+    """The pictures that the results allow, written into a directory; their paths."""
+    drawn = [_collapse(results, place / "collapse.png"), _trade(results, place / "trade_off.png")]
+    if results["prompts"]:
+        drawn.append(_gains(results, place / "prompts_gain.png"))
+        drawn.append(_frontier(results, place / "prompts_frontier.png"))
+    return drawn
+
+
+def _collapse(results: Mapping[str, Any], path: Path) -> Path:
+    """Max-arm probability by phi, a panel for each beta."""
+    betas, phis = results["grid"]["betas"], results["grid"]["dispersions"]
+    figure, panels = _panels(1, len(betas))
+    for axes, beta in zip(panels[0], betas, strict=True):
+        for method in _methods(results):
+            entries = [
+                e["max_arm"]
+                for e in _told_truth(results["by_dispersion"], method)
+                if e["at"] == f"beta={beta:g}" and e["phi"] != "all"
+            ]
+            _line(axes, method, phis, entries)
+        axes.set_title(f"beta {beta:g}", fontsize=9)
+        axes.set_xlabel("phi of the raters (left: they agree)")
+        axes.set_ylim(0, 1.03)
+    panels[0][0].set_ylabel("max-arm probability")
+    return _save(results, figure, path)
+
+
+def _trade(results: Mapping[str, Any], path: Path) -> Path:
+    """Regret and the order's accuracy against KL, a point for each beta, at two phi."""
+    phis = results["grid"]["dispersions"]
+    figure, panels = _panels(1, 4)
+    places = [(phi, name) for name in ("regret", "accuracy") for phi in (min(phis), max(phis))]
+    for axes, (phi, outcome) in zip(panels[0], places, strict=True):
+        for method in _methods(results):
+            entries = [
+                e
+                for e in _told_truth(results["by_dispersion"], method)
+                if e["phi"] == phi and e["at"].startswith("beta=")
+            ]
+            _line(axes, method, [e["kl"]["value"] for e in entries], [e[outcome] for e in entries])
+        axes.set_title(f"phi {phi:g}", fontsize=9)
+        axes.set_xlabel("KL to the reference, nats")
+        axes.set_ylabel("regret" if outcome == "regret" else "pair accuracy")
+        axes.set_ylim((0, 0.55) if outcome == "regret" else (0.45, 1.02))
+    return _save(results, figure, path)
+
+
+def _gains(results: Mapping[str, Any], path: Path) -> Path:
+    """Reward over the baseline's against mean KL: told the truth, and dotted told shuffled phi."""
+    figure, panels = _panels(2, len(GROUPS))
+    for row, (regime, name) in zip(panels, REGIMES.items(), strict=True):
+        for axes, (group, title) in zip(row, GROUPS.items(), strict=True):
+            for told, style in (("true", "-"), ("shuffled", ":")):
+                for method in _methods(results):
+                    path_of = _on_path(results, method, told, regime, group)
+                    entries = [e for e in path_of if e["told"] and "gain" in e]
+                    targets = [float(e["at"].removeprefix("kl=")) for e in entries]
+                    _line(axes, method, targets, [e["gain"] for e in entries], style)
+            axes.axhline(0, color="grey", linewidth=1)
+            axes.set_title(f"{title}, {name}", fontsize=9)
+            axes.set_xlabel("mean KL, nats")
+        row[0].set_ylabel("reward over DPO's (IPO's)")
+    return _save(results, figure, path)
+
+
+def _frontier(results: Mapping[str, Any], path: Path) -> Path:
+    """Reward against KL, both of one group of prompts, told the truth."""
+    figure, panels = _panels(1, 4)
+    places = [(regime, group) for regime in REGIMES for group in ("low", "high")]
+    for axes, (regime, group) in zip(panels[0], places, strict=True):
+        for method in _methods(results):
+            entries = _on_path(results, method, "true", regime, group)
+            values = [e["kl"]["value"] for e in entries]
+            _line(axes, method, values, [e["reward"] for e in entries])
+        axes.set_title(f"{GROUPS[group]}, {REGIMES[regime]}", fontsize=9)
+        axes.set_xlabel("their KL, nats")
+    panels[0][0].set_ylabel("their reward")
+    return _save(results, figure, path)
+
+
+def _methods(results: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(e["method"] for e in results["by_dispersion"]))
+
+
+def _told_truth(entries: Sequence[Mapping[str, Any]], method: str) -> list[Mapping[str, Any]]:
+    return [e for e in entries if e["method"] == method and e["told"] in ("", "true")]
+
+
+def _on_path(
+    results: Mapping[str, Any], method: str, told: str, regime: str, group: str
+) -> list[Mapping[str, Any]]:
+    """Entries at equal KL; a method that is told nothing has one kind."""
+    return [
+        e
+        for e in results["prompts"]
+        if (e["method"], e["regime"], e["group"]) == (method, regime, group)
+        and e["told"] in ("", told)
+        and e["at"].startswith("kl=")
+    ]
+
+
+def _line(
+    axes: Axes,
+    method: str,
+    x: Sequence[float],
+    entries: Sequence[Mapping[str, Any]],
+    style: str = "-",
+) -> None:
+    """Means with their intervals; a single seed has none."""
+    color, marker = STYLES[method]
+    values = [e["value"] for e in entries]
+    axes.plot(x, values, color=color, marker=marker, markersize=4, linestyle=style, linewidth=1.2)
+    known = [(place, e) for place, e in zip(x, entries, strict=True) if e["low"] == e["low"]]
+    axes.vlines(
+        [place for place, _ in known],
+        [e["low"] for _, e in known],
+        [e["high"] for _, e in known],
+        color=color,
+        linewidth=1,
+    )
+
+
+def _panels(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    figure = Figure(figsize=(3 * columns, 2.8 * rows + 0.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.label.set_size(8)
+        axes.yaxis.label.set_size(8)
+    return figure, [list(row) for row in panels]
+
+
+def _save(results: Mapping[str, Any], figure: Figure, path: Path) -> Path:
+    """With one legend for all panels."""
+    axes = figure.axes[0]
+    handles = [
+        axes.plot([], [], color=color, marker=marker, markersize=4, label=results["labels"][name])[
+            0
+        ]
+        for name, (color, marker) in STYLES.items()
+        if name in _methods(results)
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=6, frameon=False, fontsize=8)
+    with whole_file(path) as temporary:
+        # No software name or date inside: the same numbers give the same file.
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+    return path

@@ -1,0 +1,244 @@
+"""The report of the sentiment experiment: frontiers of reward against KL, and what they decide."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from rich.console import Console
+
+from mallowspo_cli.evaluation.claims import Claim
+from mallowspo_cli.files import write_json, write_text
+from mallowspo_cli.report.claims import claims_table
+from mallowspo_cli.report.estimates import interval, markdown_table, number
+from mallowspo_cli.report.pictures import save_picture
+
+REPORT, RESULTS, ROWS, PICTURE, AREAS = (
+    *("report.md", "results.json", "rows.csv"),
+    *("frontier.png", "areas.png"),
+)
+COLUMNS = ("method", "beta", "seed", "step", "reward", "kl", "log_odds", "tokens_mean")
+COLORS = {
+    "dpo": "#4c72b0",
+    "ipo": "#55a868",
+    "simpo": "#8c8c8c",
+    "mallows_theta": "#c44e52",
+    "mallows_phi": "#8172b2",
+    "mallows_ipo": "#ccb974",
+    "theta_shuffled": "#da8bc3",
+    "phi_constant": "#64b5cd",
+    "theta_inverse": "#937860",
+    "phi_smooth": "#2f4b7c",
+}
+
+
+def write_frontier(
+    to: Path,
+    results: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    claims: Sequence[Claim],
+) -> None:
+    """Numbers, a CSV of all points, two pictures and the report into a directory."""
+    write_json(to / RESULTS, dict(results))
+    write_text(to / ROWS, _csv(rows))
+    save_picture(lambda axes: draw_frontier(axes, results), to / PICTURE)
+    save_picture(lambda axes: draw_areas(axes, results), to / AREAS)
+    write_text(to / REPORT, as_markdown(results, claims))
+
+
+def as_markdown(results: Mapping[str, Any], claims: Sequence[Claim]) -> str:
+    """The report: set-up, claims, frontiers, points, limits."""
+    sizes = results["sizes"]
+    return "\n".join(
+        [
+            "# Controlled sentiment: reward against KL",
+            "",
+            *_set_up(results),
+            "",
+            "## Claims",
+            "",
+            *(
+                claims_table(claims)
+                if claims
+                else ["None: no two methods that they compare are there."]
+            ),
+            "",
+            f"Areas are mean gains in reward over a KL from 0 to {results['kl_until']:.2f} nats, "
+            "the largest that every method reached with every seed. Intervals and tests: "
+            "Student's t over seeds, which share beginnings, pairs and order between methods.",
+            "",
+            "## Frontiers",
+            "",
+            f"![Reward against KL]({PICTURE})",
+            "",
+            *_areas_table(results),
+            "",
+            f"![Areas]({AREAS})",
+            "",
+            "## Differences",
+            "",
+            *_differences_table(results),
+            "",
+            "## Points",
+            "",
+            f"Means over seeds, measured on {sizes['eval_prompts']} beginnings.",
+            "",
+            *_points_table(results),
+            "",
+            "## Limits",
+            "",
+            "The reward is a classifier's probability and stands for nobody's judgement; it reads "
+            "beginning and continuation together. KL is a mean of single log-ratios and can come "
+            "out below 0 near the reference. A frontier takes the best of its points, noise "
+            "included, which favours none of the methods but lifts all of them. "
+            f"{results['seeds']} seeds show large differences only.",
+            "",
+            *_failures(results),
+        ]
+    )
+
+
+def _set_up(results: Mapping[str, Any]) -> list[str]:
+    sizes, runs, about = results["sizes"], results["runs"], results["classifier"]
+    pairs = list(results["pairs"].values())
+    accuracy = ""
+    if "accuracy_short" in about:
+        accuracy = (
+            f", right on {100 * about['accuracy']:.1f}% of {about['held_out']:,} held-out reviews "
+            f"and {100 * about['accuracy_short']:.1f}% of their first {about['short_words']} words"
+        )
+    methods = [f"- `{name}`: {what}" for name, what in results["methods"].items()]
+    return [
+        f"Policy and reference: `{results['model']}` (recipe `{results['recipe']}`"
+        f"{', ' + ' '.join(results['words']) if results['words'] else ''}). Beginnings: "
+        f"{results['beginnings']}; {sizes['prompts']} for each seed to train on, "
+        f"{sizes['eval_prompts']} others to measure on. The reference goes on from each of the "
+        f"former {sizes['samples']} times (at most {sizes['max_tokens']} tokens, temperature 1); "
+        f"all pairs of continuations whose rewards differ are trained on once ({min(pairs)} to "
+        f"{max(pairs)} pairs a seed). Reward: probability of positive by `{about['name']}` "
+        f"({about['kind']}{accuracy}). Measured {sizes['points']} times a run. "
+        f"The reference's own reward is {results['reference']['reward']:.3f}.",
+        "",
+        f"{runs['done']} of {runs['wanted']} runs are done: "
+        f"{len(results['methods'])} methods x {len(results['factors'])} betas (the method's own "
+        f"times {', '.join(f'{f:g}' for f in results['factors'])}) x {results['seeds']} seeds, "
+        f"{results['cpu_seconds'] / 60:.0f} CPU-minutes.",
+        "",
+        *methods,
+    ]
+
+
+def _areas_table(results: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [name, number(entry["value"], 4), interval(entry, 4), str(entry["count"])]
+        for name, entry in results["areas"].items()
+    ]
+    return markdown_table(["method", "area", "95% interval", "seeds"], rows)
+
+
+def _differences_table(results: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{entry['method']} - {entry['against']}",
+            number(entry["value"], 4),
+            interval(entry, 4),
+            number(entry["p"]),
+            number(entry.get("p_holm")),
+        ]
+        for entry in results["differences"]
+    ]
+    return markdown_table(["areas", "difference", "95% interval", "p", "p (Holm)"], rows)
+
+
+def _points_table(results: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            entry["method"],
+            f"{entry['beta']:g}",
+            str(entry["step"]),
+            *(text for name in ("reward", "kl") for text in _both(entry[name])),
+            str(entry["kl"]["count"]),
+        ]
+        for entry in results["points"]
+    ]
+    heads = ["method", "beta", "step", "reward", "95% interval", "KL", "95% interval", "seeds"]
+    return markdown_table(heads, rows)
+
+
+def _both(entry: Mapping[str, Any]) -> tuple[str, str]:
+    return number(entry["value"]), interval(entry)
+
+
+def _failures(results: Mapping[str, Any]) -> list[str]:
+    if not results["failed"]:
+        return []
+    lines = [f"- {name}: {text}" for name, text in results["failed"].items()]
+    return ["## Failed runs", "", *lines, ""]
+
+
+def print_frontier(results: Mapping[str, Any], claims: Sequence[Claim], to: Path) -> None:
+    """Areas and verdicts on the terminal, and where the rest lies."""
+    out = Console(highlight=False, markup=False)
+    runs = results["runs"]
+    out.print(f"{runs['done']} of {runs['wanted']} runs", soft_wrap=True)
+    for name, entry in results["areas"].items():
+        out.print(f"{name}: area {number(entry['value'], 4)} {interval(entry, 4)}", soft_wrap=True)
+    for claim in claims:
+        shown = f"{number(claim.estimate.value, 4)} {interval(vars(claim.estimate), 4)}"
+        out.print(f"{claim.text}: {claim.verdict} ({shown})", soft_wrap=True)
+    out.print(f"report: {to / REPORT}", soft_wrap=True)
+
+
+def draw_frontier(axes: Axes, results: Mapping[str, Any]) -> None:
+    """Gain in reward against KL: means over seeds of each method, beta and step."""
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    for method in results["methods"]:
+        points = [entry for entry in results["points"] if entry["method"] == method]
+        if not points:
+            continue
+        kl, gain = (np.asarray([p[name]["value"] for p in points]) for name in ("kl", "gain"))
+        order = np.argsort(kl)
+        color = COLORS.get(method)
+        control = results["methods"][method].startswith("control")
+        axes.plot(
+            np.append(0, kl[order]),
+            np.append(0, gain[order]),
+            marker="o",
+            markersize=3.5,
+            linewidth=1.2,
+            linestyle="--" if control else "-",
+            color=color,
+            label=method,
+        )
+    axes.set_xlabel("KL to the reference, nats a continuation")
+    axes.set_ylabel("gain in probability of positive")
+    axes.legend(frameon=False, fontsize=7, ncols=2)
+
+
+def draw_areas(axes: Axes, results: Mapping[str, Any]) -> None:
+    """The area under each method's frontier with its interval over seeds."""
+    names = list(results["areas"])
+    for place, name in enumerate(names):
+        entry, color = results["areas"][name], COLORS.get(name)
+        if entry["low"] is not None:
+            axes.plot([entry["low"], entry["high"]], [place, place], color=color, linewidth=1.5)
+        axes.plot(entry["value"], place, "o", color=color)
+        seeds = [value for value in entry["seeds"].values() if value is not None]
+        axes.plot(seeds, [place] * len(seeds), "|", color=color, alpha=0.6)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"mean gain over KL from 0 to {results['kl_until']:.2f} nats")
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each point of each run."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        for point in row["points"]:
+            writer.writerow([{**row, **point}[name] for name in COLUMNS])
+    return text.getvalue()

@@ -1,0 +1,110 @@
+"""`mallowspo experiment bandit`: its files, its determinism, and words that cannot be."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from mallowspo_cli.commands.experiment_bandit import bandit_words
+from tests.commands.conftest import Command
+
+SMALL = (
+    *("experiment", "bandit", "dispersions=0.05,0.9", "pairs=16", "betas=0.1,1", "seeds=2"),
+    *("distances=kendall", "prompts=4", "features=3", "prompt_pairs=8", "conflicts=0"),
+    "objectives=dpo,mallows_theta,mallows_phi_smooth",
+)
+FILES = ("rows.csv", "summary.csv", "prompts.csv", "results.json", "report.md")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_command_leaves_rows_claims_and_pictures_and_the_same_again(
+    mallowspo: Command, tmp_path: Path
+) -> None:
+    done = mallowspo(*SMALL, "to=first")
+    assert done.code == 0, done.err
+    assert mallowspo(*SMALL, "to=second").code == 0
+    first, second = tmp_path / "first", tmp_path / "second"
+    for name in FILES:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    single = rows(first / "rows.csv")
+    assert {row["method"] for row in single} == set(SMALL[-1].split("=")[1].split(","))
+    assert {row["seed"] for row in single} == {"0", "1"}
+    # One that is told nothing, and two times true, unit mean and two wrong, of two phi each but
+    # for the wrong that is the truth; five places on the path; two seeds.
+    assert len(single) == (2 + 2 * (2 + 2 + 1 + 1)) * 5 * 2
+    assert len(rows(first / "summary.csv")) == len(single) / 2
+    results = json.loads((first / "results.json").read_text())
+    report = (first / "report.md").read_text()
+    claims = [claim for section in results["claims"].values() for claim in section]
+    assert len(claims) > 40
+    for claim in claims:
+        assert claim["claim"] in report
+        assert claim["verdict"] in ("held", "not seen", "opposite")
+    for picture in first.glob("*.png"):
+        assert f"({picture.name})" in report
+    assert len(list(first.glob("*.png"))) == 4
+    assert "report: first/report.md" in done.out
+
+
+def test_one_prompt_alone_and_one_method_alone_run_too(mallowspo: Command, tmp_path: Path) -> None:
+    # Told phi = 0.9 is told the truth where there is no other, and no claim.
+    words = ("prompts=0", "wrong_phi=0.9", "dispersions=0.9", "to=here")
+    small = [word for word in SMALL[:6] if not word.startswith("dispersions")]
+    done = mallowspo(*small, *words, "objectives=mallows_theta")
+    assert done.code == 0, done.err
+    assert not (tmp_path / "here" / "prompts.csv").exists()
+    told = {row["phi_told"] for row in rows(tmp_path / "here" / "rows.csv")}
+    assert told == {"true", "unit_mean"}
+    report = (tmp_path / "here" / "report.md").read_text()
+    assert "Many prompts" not in report.split("## Limits")[0].split("## Set-up")[1]
+
+
+def test_the_defaults_are_those_of_the_help(mallowspo: Command) -> None:
+    grid, prompts, place = bandit_words([])
+    assert prompts is not None
+    shown = " ".join(mallowspo("experiment", "bandit", "--help").out.split())
+    for values in (grid.dispersions, grid.pairs, grid.betas, grid.wrong_phi):
+        assert f"(default: {','.join(f'{value:g}' for value in values)})" in shown
+    for value in (f"{grid.arms};", f"{grid.seeds} from", f"{prompts.prompts};", f"{place})"):
+        assert f"(default: {value}" in shown
+    assert f"(default: {','.join(map(str, prompts.prompt_pairs))})" in shown
+    assert grid.seeds >= 20
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("seed=x", "seed=x is not a whole number of at least 0."),
+        ("seeds=1", "seeds=1 is not a whole number of at least 2."),
+        ("betas=0.1,0", "betas=0.1,0: '0' is not a number above 0."),
+        ("betas=nan", "betas=nan: 'nan' is not a number above 0."),
+        ("betas=inf", "betas=inf: 'inf' is not a number above 0."),
+        ("conflicts=-1", "conflicts=-1: '-1' is not a number of at least 0."),
+        ("dispersions=0.1,1", "'1' is not a number above 0 and below 1."),
+        ("dispersions=0.3", "give two, or prompts=0"),
+        ("pairs=16,", "pairs=16,: '' is not a whole number of at least 1."),
+        ("arms=8", "take arms=7 at most, or distances=kendall."),
+        ("arms=21", "arms=21 is more than 20."),
+        ("distances=spearmann", "Did you mean 'spearman'?"),
+        ("objectives=dpo,mallows_tehta", "Did you mean 'mallows_theta'?"),
+        ("bettas=1", "Did you mean 'betas'?"),
+        ("prompts=1", "prompts=1 is not a whole number of at least 2."),
+        ("features=0", "features=0 is not a whole number of at least 1."),
+    ],
+)
+def test_a_bad_word_gets_one_line(mallowspo: Command, word: str, says: str) -> None:
+    done = mallowspo("experiment", "bandit", word)
+    assert done.code == 2
+    assert says in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_words_of_prompts_that_are_left_out_are_refused(mallowspo: Command) -> None:
+    done = mallowspo("experiment", "bandit", "prompts=0", "features=3")
+    assert done.code == 2
+    assert "features= is of the prompts, and prompts=0 leaves them out." in done.err

@@ -1,0 +1,296 @@
+"""`mallowspo experiment out-of-distribution`: its words, its stages, what it leaves behind."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from accelerate.state import AcceleratorState
+
+from mallowspo_cli.commands import experiment_ood, finish, ood_evaluation, train
+from mallowspo_cli.commands.experiment_ood import run
+from mallowspo_cli.commands.jobs import Job
+from mallowspo_cli.commands.ood_words import experiment_words
+from mallowspo_cli.errors import EvalError, MallowsPOError, RecipeError, first_line
+from mallowspo_cli.experiments import rated_texts
+from mallowspo_cli.experiments.rated_texts import CORPORA
+from mallowspo_cli.files import sha256
+from mallowspo_cli.models.sources import resolve_model
+from tests.commands.conftest import Command
+from tests.conftest import pair_rows
+from tests.experiments.test_human_dispersion import made_up, write_archive
+
+TINY = [
+    *("model=tiny_random", "train.precision=fp32", "train.global_batch_size=4"),
+    *("train.max_steps=2", "train.learning_rate=1e-3", "checkpoint.every=0", "to=out"),
+]
+LOCAL = ["train_on=train.jsonl", "dataset.eval_size=6"]
+OBJECTIVES = "objectives=dpo,mallows_phi+objective.beta=0.3"
+
+
+def margins(file: Path) -> dict[str, float]:
+    columns = pq.read_table(file).to_pydict()
+    return dict(zip(columns["pair_id"], columns["margin"], strict=True))
+
+
+class Trainer:
+    """Trains jobs in this process, as `train_job` does in one of its own, and counts them."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+        self.failing: str | None = None
+        self.stop_at: str | None = None
+
+    def __call__(self, job: Job, log_file: Path) -> str | None:
+        if job.finished:
+            return None
+        if job.name == self.stop_at:
+            raise KeyboardInterrupt
+        if job.name == self.failing:
+            return "found no memory, expected some."
+        self.trained.append(job.name)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        name, *overrides = job.words
+        try:
+            train.run(name.removeprefix("recipe="), overrides, resume=True, dry_run=False)
+        except MallowsPOError as error:
+            return first_line(error)
+        return None
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """In an empty directory, with jobs trained in this process."""
+    monkeypatch.chdir(tmp_path)
+    found = Trainer()
+    monkeypatch.setattr(experiment_ood, "train_job", found)
+    # Its pictures take longer than such a run.
+    monkeypatch.setattr(finish, "write_report", lambda *_: None)
+    return found
+
+
+@pytest.fixture
+def files(write_rows: Callable[..., Path]) -> None:
+    """One file to train on and two others."""
+    rows = pair_rows(40)
+    write_rows(rows[:18], "train.jsonl")
+    write_rows(rows[20:30], "near.jsonl")
+    write_rows([{**row, "prompt": f"Tell {row['prompt']}"} for row in rows[28:]], "far.jsonl")
+
+
+@pytest.mark.usefixtures("files")
+def test_every_objective_is_trained_and_scored_on_every_data_set(
+    trainer: Trainer, tmp_path: Path, mallowspo: Command
+) -> None:
+    words = [*LOCAL, "targets=near.jsonl,far.jsonl", OBJECTIVES, "seeds=1", *TINY]
+    done = mallowspo("experiment", "out-of-distribution", *words)
+    assert done.code == 0, done.err
+    assert "report: out/report.md" in done.out
+    out = tmp_path / "out"
+    assert trainer.trained == ["dpo-seed1", "mallows_phi_objective.beta_0.3-seed1"]
+    results = json.loads((out / "results.json").read_text())
+    assert results["failed"] == []
+    assert [each["verdict"] for each in results["claims"]] == ["not seen"] * 4
+    assert results["data"]["train.jsonl"]["pairs"] == 6
+    assert results["data"]["far.jsonl"]["pairs"] == 12
+    phi = next(each for each in results["runs"] if each["objective"] == "mallows_phi")
+    assert phi["knobs"]["beta"] == 0.3
+    assert phi["dispersion"]["weight_mean"] == pytest.approx(1, abs=1e-5)
+    rows = list(csv.DictReader(io.StringIO((out / "rows.csv").read_text())))
+    assert len(rows) == 2 * 3
+    assert {each["data_set"] for each in rows if each["in_distribution"] == "true"} == {
+        "train.jsonl"
+    }
+    report = (out / "report.md").read_text()
+    assert "# Out of distribution: trained on train.jsonl, evaluated on near.jsonl" in report
+    assert "mallowspo experiment out-of-distribution recipe=quickstart train_on=train" in report
+    assert (out / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+
+    # As `eval preferences` has it: all held-out pairs, and 11 of the 12 of a target.
+    run_directory = out / "runs" / "dpo" / "seed1"
+    elsewhere = ["dataset=local", "dataset.path=far.jsonl", "dataset.eval_size=11"]
+    for data, name in (([], "train.jsonl"), (elsewhere, "far.jsonl")):
+        done = mallowspo(
+            *("eval", "preferences", "model=out/runs/dpo/seed1", *data, "eval.output=own.json")
+        )
+        assert done.code == 0, done.err
+        own = margins(tmp_path / "own.parquet")
+        mine = margins(run_directory / "evaluations" / f"preferences_ood_{name}.parquet")
+        assert set(own) <= set(mine)
+        assert len(own) == len(mine) - bool(data)
+        assert own == pytest.approx({pair: mine[pair] for pair in own}, abs=1e-4)
+        (row,) = [e for e in rows if (e["entry"], e["seed"], e["data_set"]) == ("dpo", "1", name)]
+        assert np.mean(list(mine.values())) == pytest.approx(float(row["reward_margin"]))
+        assert float(row["reward_margin"]) == pytest.approx(0.1 * float(row["margin_nats"]))
+
+
+@pytest.mark.usefixtures("files")
+def test_what_was_stopped_goes_on_without_training_or_scoring_again(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*LOCAL, "targets=near.jsonl", "objectives=dpo,mallows_theta", "seeds=0,1", *TINY]
+    trainer.stop_at = "dpo-seed1"
+    with pytest.raises(KeyboardInterrupt):
+        run(words)
+    assert trainer.trained == ["dpo-seed0", "mallows_theta-seed0"]
+    assert not (tmp_path / "out" / "report.md").exists()
+    trainer.stop_at, trainer.trained = None, []
+    loaded: list[Path] = []
+    load = ood_evaluation.load_model
+
+    def counted(directory: Path, *rest: object) -> object:
+        loaded.append(directory)
+        return load(directory, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ood_evaluation, "load_model", counted)
+    run(words)
+    assert trainer.trained == ["dpo-seed1", "mallows_theta-seed1"]
+    assert [place.parent.name for place in loaded] == ["seed1", "seed1"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {(each["entry"], each["seed"]) for each in results["runs"]} == {
+        (entry, seed) for entry in ("dpo", "mallows_theta") for seed in (0, 1)
+    }
+    assert {each["seeds"] for each in results["differences"]} == {2}
+
+
+@pytest.mark.usefixtures("files")
+def test_a_failed_run_is_recorded_and_the_others_go_on(trainer: Trainer, tmp_path: Path) -> None:
+    words = [*LOCAL, "targets=near.jsonl", "objectives=mallows_theta,dpo", "seeds=0", *TINY]
+    trainer.failing = "mallows_theta-seed0"
+    with pytest.raises(EvalError, match=r"1 of 2 runs failed, first mallows_theta-seed0: found no"):
+        run(words)
+    assert trainer.trained == ["dpo-seed0"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    reason = "found no memory, expected some."
+    assert results["failed"] == [{"run": "mallows_theta-seed0", "reason": reason}]
+    assert {each["entry"] for each in results["outcomes"]} == {"dpo"}
+    assert results["claims"] == []
+    assert f"- mallows_theta-seed0: {reason}" in (tmp_path / "out" / "report.md").read_text()
+    # Again, now with fewer pairs: what was finished is scored again, not trained again.
+    trainer.failing, trainer.trained = None, []
+    run([*words, "eval.limit=5"])
+    assert trainer.trained == ["mallows_theta-seed0"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["failed"] == []
+    assert {each["pairs"] for each in results["outcomes"]} == {5}
+    assert results["data"]["near.jsonl"]["of"] == 10
+
+
+@pytest.mark.usefixtures("files")
+def test_where_no_run_is_finished_there_is_no_report(trainer: Trainer, tmp_path: Path) -> None:
+    trainer.failing = "dpo-seed0"
+    with pytest.raises(EvalError, match=r"no run was finished; dpo-seed0: found no memory"):
+        run([*LOCAL, "targets=near.jsonl", "objectives=dpo", "seeds=0", *TINY])
+    assert not (tmp_path / "out" / "report.md").exists()
+
+
+@pytest.mark.usefixtures("files")
+def test_target_pairs_that_were_trained_on_are_not_scored(
+    trainer: Trainer, tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    write_rows(pair_rows(22), "mixed.jsonl")
+    words = [*LOCAL, "objectives=dpo", "seeds=0", *TINY]
+    run([*words, "targets=mixed.jsonl"])
+    about = json.loads((tmp_path / "out" / "results.json").read_text())["data"]["mixed.jsonl"]
+    assert (about["pairs"], about["trained_on"]) == (10, 12)
+    again = tmp_path / "again.jsonl"
+    again.symlink_to("train.jsonl")
+    with pytest.raises(RecipeError, match=r"again.jsonl is what is trained on"):
+        run([*words, "targets=again.jsonl"])
+
+
+def test_rated_texts_are_data_sets_of_their_own(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOWSPO_CACHE", str(tmp_path / "cache"))
+    resolve_model("random:llama")
+    place = tmp_path / "cache" / "corpora" / "vaderSentiment-3.3.2.tar.gz"
+    corpora = {corpus.stem: made_up(80, seed) for seed, corpus in enumerate(CORPORA.values())}
+    monkeypatch.setattr(rated_texts, "SHA256", sha256(write_archive(place, corpora)))
+    entries = "mallows_theta,mallows_theta+dispersion.source=raters"
+    run(
+        [
+            *("train_on=rated:movies", "targets=rated:tweets", f"objectives={entries}", "seeds=0"),
+            *("train_pairs=9", "eval.limit=8", "max_chars=60", *TINY),
+        ]
+    )
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [each["dispersion"]["source"] for each in results["runs"]] == ["entropy", "raters"]
+    about = results["data"]["rated:tweets"]
+    assert about["prompts"] == 1
+    # All pairs answer one prompt, so pairs are resampled.
+    for outcome in results["outcomes"]:
+        assert outcome["units"] == outcome["pairs"] > 5
+    accuracy = results["outcomes"][0]
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    assert results["setup"]["prompts"]["rated:movies"].startswith(
+        "Write one sentence from a review"
+    )
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "asks for a text that is as positive as can be" in report
+    (corpus,) = (tmp_path / "cache" / "corpora" / "rated_pairs").glob("movies-*")
+    assert len((corpus / "eval.jsonl").read_text().splitlines()) == 8
+
+
+def test_an_entry_without_its_control_word_is_what_it_controls() -> None:
+    label = "mallows_phi+objective.beta=0.3+dispersion.mode=shuffled"
+    wanted = experiment_words(["targets=shp", f"objectives=dpo,{label}"])
+    assert [entry.control_of for entry in wanted.entries] == [
+        None,
+        "mallows_phi+objective.beta=0.3",
+    ]
+    assert wanted.entries[1].words == ("objective.beta=0.3", "dispersion.mode=shuffled")
+    assert wanted.recipe == "quickstart"
+    assert wanted.seeds == (0, 1, 2)
+    default = experiment_words(["targets=shp,stack_exchange"]).entries
+    assert [entry.objective for entry in default] == ["dpo", "mallows_theta", "mallows_phi"]
+    assert default[2].words == ("objective.beta=0.3",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "found no targets=. Example: mallowspo experiment out-of-distribution"),
+        (["target=shp"], "Did you mean 'targets'?"),
+        (["targets="], "targets is empty"),
+        (["targets=shp,shp"], "expected different names"),
+        (["targets=spp"], "no data set 'spp'. Did you mean 'shp'?"),
+        (["targets=rated:movie"], "Did you mean 'rated:movies'?"),
+        (["targets=none.jsonl"], "no data set 'none.jsonl'"),
+        (["targets=shp", "train_on=shp"], "targets holds shp, which is what is trained on"),
+        (["targets=shp", "train_on=hh_rlhf", "dataset=imdb"], "name two data sets"),
+        (["targets=shp", "seeds=a"], "seeds=a: expected whole numbers"),
+        (["targets=shp", "seeds=0,0"], "expected different names"),
+        (["targets=shp", "objectives=dpo,dpo"], "expected different names"),
+        (["targets=shp", "objectives=dpo+model=x"], "'model=x' in 'dpo+model=x' is not one of"),
+        (["targets=shp", "objectives=dpo+objective.beta"], "is not one of objective.KEY=VALUE"),
+        (["targets=shp", "eval.limit=0"], "eval.limit=0 is not a whole number of at least 2"),
+        (["targets=shp", "seed=1"], "'seed=1' is no word of this command. Name them in seeds="),
+        (["targets=shp", "objective=dpo"], "Name them in objectives=A,B."),
+        (["targets=shp", "objectives=dop"], "Did you mean 'dpo'?"),
+        (["targets=shp", "objectives=dpo+objective.betta=1"], "Did you mean objective.beta?"),
+        (["targets=shp", "train.epoch=1"], "Did you mean train.epochs?"),
+        (["targets=shp", "recipe=quickstrat"], "Did you mean 'quickstart'?"),
+    ],
+)
+def test_wrong_words_are_told_in_a_line(
+    trainer: Trainer, tmp_path: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(MallowsPOError) as error:
+        run(words)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert trainer.trained == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("files")
+def test_data_without_held_out_pairs_is_refused_before_training(trainer: Trainer) -> None:
+    words = ["train_on=train.jsonl", "targets=near.jsonl", "objectives=dpo", "seeds=0", *TINY]
+    with pytest.raises(MallowsPOError, match=r"no held-out pairs. Name a split"):
+        run([*words, "dataset.eval_size=0"])
+    assert trainer.trained == []

@@ -1,0 +1,177 @@
+"""`mallowspo experiment sentiment` on the tiny model, with reviews of the project's own."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mallowspo_cli.commands import experiment_sentiment, sentiment_lab
+from mallowspo_cli.commands.experiment_sentiment import read_plan, run
+from mallowspo_cli.errors import EvalError, RecipeError, TrainingError
+from mallowspo_cli.recipe.load import load_recipe
+from mallowspo_cli.training.loop import optimizer_step
+from tests.commands.conftest import Command
+
+GOOD, BAD = ("splendid", "moving", "witty"), ("dreary", "clumsy", "hollow")
+SMALL = (
+    *("model=tiny_random", "model.chat_template=plain", "train.learning_rate=1e-3"),
+    *("train.global_batch_size=2", "train.max_steps=2", "train.warmup_steps=0"),
+    *("prompts=2", "samples=3", "eval_prompts=3", "max_tokens=5", "prompt_words=4"),
+)
+
+
+@pytest.fixture
+def reviews(write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The word reviews=FILE."""
+    rows = [
+        {"text": f"Film {i} was a {(GOOD if i % 2 else BAD)[i % 3]} thing", "label": i % 2}
+        for i in range(120)
+    ]
+    path = write_rows(rows, "reviews.jsonl")
+    monkeypatch.chdir(path.parent)
+    return f"reviews={path}"
+
+
+def rows_in(place: str) -> dict[str, dict[str, Any]]:
+    return {file.stem: json.loads(file.read_text()) for file in Path(place, "rows").glob("*.json")}
+
+
+def results_in(place: str) -> dict[str, Any]:
+    return json.loads(Path(place, "results.json").read_text())
+
+
+def test_every_run_leaves_a_row_and_the_report_says_what_they_decide(reviews: str) -> None:
+    run([*SMALL, reviews, "methods=dpo,mallows_theta", "factors=1,3", "seeds=2", "to=out"])
+    rows = rows_in("out")
+    assert len(rows) == 1 + 2 * 2 * 2
+    assert rows["reference"]["kl"] == 0
+    one = rows["dpo-beta0.3-seed1"]
+    assert [point["step"] for point in one["points"]] == [1, 2]
+    assert len(one["points"][0]["rewards"]) == 3
+    assert one["points"][-1]["kl"] != 0
+    found = results_in("out")
+    assert found["runs"] == {"wanted": 8, "done": 8}
+    assert {claim["verdict"] for claim in found["claims"]} <= {"held", "not seen", "opposite"}
+    report = Path("out", "report.md").read_text()
+    assert "8 of 8 runs are done" in report
+    assert "MallowsPO-theta has a better frontier than DPO" in report
+    with Path("out", "rows.csv").open() as handle:
+        assert len(list(csv.DictReader(handle))) == 16
+    for name in ("frontier.png", "areas.png"):
+        assert Path("out", name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_does_not_depend_on_those_before_it(reviews: str) -> None:
+    run([*SMALL, reviews, "methods=ipo,dpo", "factors=1", "seeds=1", "to=both"])
+    run([*SMALL, reviews, "methods=dpo", "factors=1", "seeds=1", "to=alone"])
+    both, alone = (rows_in(place)["dpo-beta0.1-seed0"] for place in ("both", "alone"))
+    assert both["points"] == alone["points"]
+    assert both["points"] != rows_in("both")["ipo-beta0.1-seed0"]["points"]
+
+
+def test_theta_with_a_constant_weight_is_dpo_to_the_bit(reviews: str) -> None:
+    plan = read_plan([*SMALL, reviews, "methods=dpo", "factors=1", "seeds=1", "to=out"])
+    reviewed = experiment_sentiment.load_reviews(Path(plan.own["reviews"]))
+    classifier = experiment_sentiment.chosen_classifier(plan.own, reviewed)
+    found = experiment_sentiment.Experiment(plan, reviewed, classifier)
+    pairs = found.lab.pairs(0, found.train_tasks[0])
+    words = [*plan.words, "objective.beta=0.1", "dispersion.mode=constant"]
+    points = [
+        found.lab.train(load_recipe(plan.recipe, [*words, f"objective={name}"]).recipe, pairs)
+        for name in ("dpo", "mallows_theta")
+    ]
+    assert points[0][-1]["rewards"] == points[1][-1]["rewards"]
+    assert points[0][-1]["kl"] == points[1][-1]["kl"] != 0
+
+
+def test_what_was_stopped_goes_on_with_the_rows_that_are_there(
+    reviews: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*SMALL, reviews, "methods=dpo,ipo", "factors=1", "seeds=1"]
+    run([*words, "to=whole"])
+    steps = []
+
+    def stopping(*args: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return optimizer_step(*args)
+
+    monkeypatch.setattr(sentiment_lab, "optimizer_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run([*words, "to=parts"])
+    assert set(rows_in("parts")) == {"reference", "dpo-beta0.1-seed0"}
+    assert results_in("parts")["runs"] == {"wanted": 2, "done": 1}
+    steps.clear()
+    run([*words, "to=parts"])
+    # The first run's two steps are not taken again.
+    assert len(steps) == 2
+    for name, row in rows_in("whole").items():
+        assert rows_in("parts")[name].get("points") == row.get("points")
+    assert results_in("parts")["areas"] == results_in("whole")["areas"]
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(
+    reviews: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(run: Any, objective: Any, *rest: Any) -> Any:
+        if type(objective).__name__ == "IPO":
+            raise TrainingError("the loss of step 1 is not finite")
+        return optimizer_step(run, objective, *rest)
+
+    monkeypatch.setattr(sentiment_lab, "optimizer_step", failing)
+    run([*SMALL, reviews, "methods=ipo,dpo", "factors=1", "seeds=1", "to=out"])
+    found = results_in("out")
+    assert found["runs"]["done"] == 2
+    assert found["failed"] == {"ipo beta 0.1 seed 0": "the loss of step 1 is not finite"}
+    assert list(found["areas"]) == ["dpo"]
+    assert "## Failed runs" in Path("out", "report.md").read_text()
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(reviews: str) -> None:
+    words = [*SMALL, reviews, "methods=dpo,ipo", "factors=1", "seeds=1", "to=out"]
+    plan = read_plan(words)
+    reviewed = experiment_sentiment.load_reviews(Path(plan.own["reviews"]))
+    classifier = experiment_sentiment.chosen_classifier(plan.own, reviewed)
+    other = experiment_sentiment.Experiment(plan, reviewed, classifier)
+    with other._mine("dpo-beta0.1-seed0") as mine:
+        assert mine
+        run(words)
+    assert set(rows_in("out")) == {"reference", "ipo-beta0.1-seed0"}
+
+
+def test_rows_of_other_settings_are_refused(reviews: str) -> None:
+    words = [*SMALL, reviews, "methods=dpo", "factors=1", "seeds=1", "to=out"]
+    run(words)
+    with pytest.raises(EvalError, match="was made with other words"):
+        run([*words, "train.learning_rate=2e-3"])
+    # More seeds and methods go on with what is there.
+    run([*words[:-3], "methods=dpo,ipo", "seeds=1", "factors=1", "to=out"])
+    assert results_in("out")["runs"] == {"wanted": 2, "done": 2}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("methods=dpo,phi", "no method named 'phi'"),
+        ("factors=1,0", "'0' is not a number above 0"),
+        ("seeds=0", "seeds=0 is not a whole number of at least 1"),
+        ("samples=1", "samples=1 is not a whole number of at least 2"),
+        ("objective=ipo", "the experiment sets objective itself"),
+        ("seed=3", "the experiment sets seed itself"),
+        ("train.learning_rat=1", "train.learning_rat is not a key"),
+        ("scale=1,2", "scale=1,2 is not one number"),
+    ],
+)
+def test_a_word_that_cannot_be_used_is_one_line(word: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read_plan([word])
+
+
+def test_too_few_beginnings_say_what_to_lower(mallowspo: Command, reviews: str) -> None:
+    done = mallowspo("experiment", "sentiment", *SMALL, reviews, "seeds=30")
+    assert done.code == 2
+    assert "Lower prompts=" in done.err
