@@ -147,7 +147,7 @@ def sentiment(words: Sequence[str]) -> None:
     Example:
       mallowspo experiment sentiment
       mallowspo experiment sentiment methods=dpo,mallows_theta seeds=5 to=reports/theta
-      mallowspo experiment sentiment recipe=imdb_gpt2_dpo scale=16 classifier=siebert/...
+      mallowspo experiment sentiment recipe=sentiment_gpt2 scale=16 max_tokens=48
 
     The reference goes on from beginnings of reviews, a classifier ranks its continuations, and each
     loss is trained on all pairs of them; policies are measured by the classifier and by their KL.

@@ -17,6 +17,8 @@ NOT_RUN_HERE = {
     *("make quickstart", "make test"),
     # Fetches its corpora; tests/experiments runs it on a small one.
     "mallowspo experiment human-dispersion",
+    # Runs of the real model; tests/commands runs it on a tiny one.
+    "mallowspo experiment sentiment",
     # Two minutes; the smaller one beside it runs.
     "mallowspo experiment estimator",
     # Nine runs each, on data from the hub or a package; tests/commands has two on small files.

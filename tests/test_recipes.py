@@ -58,7 +58,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 PAPER = list(OBJECTIVES)
 """Recipes with published values."""
-RUN = [*PAPER, "quickstart", "sentiment_smollm2"]
+RUN = [*PAPER, "quickstart", "sentiment_smollm2", "sentiment_gpt2"]
 
 # RainbowPO's notebook of the final runs; MallowsPO's script (prompts without the header).
 LLAMA3 = {
@@ -306,6 +306,8 @@ def expected_rates(recipe: str) -> list[float]:
         return [5e-7 / 150, 5e-7 * 2 / 150, 5e-7 * 3 / 150]
     if recipe.startswith("imdb"):
         return [1e-6 / 150, 1e-6 * 2 / 150, 1e-6 * 3 / 150]
+    if recipe.startswith("sentiment"):
+        return [5e-5, 1e-4, 1e-4] if recipe.endswith("smollm2") else [1.25e-6, 2.5e-6, 3.75e-6]
     # A tenth of three steps is one step of warm-up; then half a cosine over two.
     peak = 1e-5 if recipe in ("llama3_lora_phi", "quickstart") else 1e-6
     return [peak, peak, peak / 2]

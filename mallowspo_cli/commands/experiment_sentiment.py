@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from mallowspo_cli.commands.words import own_words, whole_number
 from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.distributed import console, log, set_up_logging
 from mallowspo_cli.errors import EvalError, RecipeError, TrainingError, first_line
+from mallowspo_cli.evaluation.claims import Claim
 from mallowspo_cli.evaluation.controlled.classifiers import Classifier
 from mallowspo_cli.evaluation.controlled.reviews import (
     Reviews,
@@ -38,7 +38,9 @@ from mallowspo_cli.experiments.sentiment import (
     claims,
 )
 from mallowspo_cli.files import make_directory, write_json
+from mallowspo_cli.models.load import model_directory
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
+from mallowspo_cli.reference.fingerprint import weights_digest
 from mallowspo_cli.report.frontier import print_frontier, write_frontier
 
 OWN = (
@@ -47,10 +49,8 @@ OWN = (
     *("classifier", "positive", "reviews", "to"),
 )
 RECIPE, FACTORS = "sentiment_smollm2", "0.3,3"
-REFERENCE = "reference"
-"""Name of the row of the model that all begin from."""
 DRAW_SEED = 0
-"""Of the draw of all beginnings: those to measure on come first, then each seed's own."""
+"""Of the draw of all seeds' beginnings."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,13 @@ class Plan:
     own: Mapping[str, str]
     to: Path
 
-    jobs: dict[Job, LoadedRecipe]
-    """Every run, and what it trains with."""
+    def jobs(self) -> list[Job]:
+        """Every run."""
+        return all_jobs(self.methods, self.factors, range(self.seeds))
+
+    def loaded(self, job: Job) -> LoadedRecipe:
+        """What a run trains with."""
+        return load_recipe(self.recipe, [*self.words, *job.words()])
 
 
 def run(words: list[str]) -> None:
@@ -88,7 +93,7 @@ def run(words: list[str]) -> None:
 
 
 def read_plan(words: Sequence[str]) -> Plan:
-    """The words of the command, and every run's recipe, checked before anything is fetched.
+    """The words of the command, and every method's recipe, checked before anything is fetched.
 
     Raises:
         RecipeError: words that cannot be used.
@@ -110,24 +115,27 @@ def read_plan(words: Sequence[str]) -> Plan:
         points=whole_number(own, "points", 2),
     )
     recipe = own.get("recipe", RECIPE)
-    methods, factors = chosen_methods(own.get("methods", "all")), _numbers(own, "factors", FACTORS)
-    seeds = whole_number(own, "seeds", 3)
-    return Plan(
+    plan = Plan(
         recipe=recipe,
         words=others,
         base=load_recipe(recipe, others),
-        methods=methods,
-        factors=factors,
-        seeds=seeds,
+        methods=chosen_methods(own.get("methods", "all")),
+        factors=_numbers(own, "factors", FACTORS),
+        seeds=whole_number(own, "seeds", 3),
         sizes=sizes,
         prompt_words=whole_number(own, "prompt_words", 5),
         own=own,
         to=Path(own.get("to", "reports/sentiment")).expanduser(),
-        jobs={
-            job: load_recipe(recipe, [*others, *job.words()])
-            for job in all_jobs(methods, factors, range(seeds))
-        },
     )
+    # What a method cannot take, no seed or factor can.
+    for job in all_jobs(plan.methods, plan.factors[:1], [0]):
+        plan.loaded(job)
+    return plan
+
+
+def reference_name(seed: int) -> str:
+    """Of the row of the model that all begin from."""
+    return f"reference-seed{seed}"
 
 
 def _numbers(own: Mapping[str, str], name: str, default: str) -> list[float]:
@@ -152,61 +160,74 @@ class Experiment:
     """
 
     def __init__(self, plan: Plan, reviews: Reviews, classifier: Classifier):
-        self.plan, self.classifier, self.name = plan, classifier, reviews.name
-        self.eval_tasks, self.train_tasks = self._tasks(reviews)
+        self.plan, self.classifier, self.reviews = plan, classifier, reviews
+        self.train_tasks, self.eval_tasks = self._tasks(reviews)
+        self.weights = weights_digest(model_directory(plan.base.recipe.model))
+        self._loaded: dict[Job, LoadedRecipe] = {}
         self._lab: Lab | None = None
         self._pairs: tuple[int, TokenizedPairs] | None = None
 
     def run(self) -> None:
-        """Train what is missing, and report after each row."""
-        jobs, busy = self.plan.jobs, 0
-        with self._mine(REFERENCE, wait=True):
-            if self._row(REFERENCE, self._made_from(self.plan.base)) is None:
-                self._write(REFERENCE, self._made_from(self.plan.base), self.lab.reference_row())
-        for number, (job, loaded) in enumerate(jobs.items()):
-            made_from = self._made_from(loaded)
+        """Train what is missing, and report after each row; what failed is tried again."""
+        jobs, busy, base = self.plan.jobs(), 0, self._made_from(self.plan.base)
+        for seed in range(self.plan.seeds):
+            with self._mine(reference_name(seed), wait=True):
+                if self._row(reference_name(seed), base) is None:
+                    row = self.lab.measure_reference(seed, self.eval_tasks[seed])
+                    self._write(reference_name(seed), base, row)
+        for number, job in enumerate(jobs):
+            made_from = self._made_from(self.loaded(job))
             with self._mine(job.name) as mine:
+                row = self._row(job.name, made_from)
                 if not mine:
                     busy += 1
-                elif self._row(job.name, made_from) is None:
+                elif row is None or "error" in row:
                     log.info("run %d of %d: %s", number + 1, len(jobs), job.name)
                     self._write(job.name, made_from, self._train(job))
                     self._report()
         self._report(tell=True)
         if busy:
-            log.info("%d runs are another process's; the last to end writes the whole report", busy)
+            log.info("%d runs are another process's, which reports on all of them", busy)
 
     @property
     def lab(self) -> Lab:
         """The models, loaded when the first row is to be made."""
         if self._lab is None:
             plan = self.plan
-            base = plan.base.recipe
-            self._lab = Lab(base, self.classifier, plan.sizes, self.eval_tasks, plan.to)
+            self._lab = Lab(plan.base.recipe, self.classifier, plan.sizes, plan.to)
         return self._lab
 
     def _train(self, job: Job) -> dict[str, Any]:
         start, cpu = time.monotonic(), time.process_time()
-        about = {"method": job.method.name, "beta": job.beta, "seed": job.seed}
         pairs = self._seed_pairs(job.seed)
+        row = {
+            "method": job.method.name,
+            "beta": job.beta,
+            "factor": job.factor,
+            "seed": job.seed,
+            "pairs": len(pairs),
+        }
         try:
-            points = self.lab.train(self.plan.jobs[job].recipe, pairs)
+            recipe = self.loaded(job).recipe
+            points = self.lab.train(recipe, pairs, self.eval_tasks[job.seed])
         except TrainingError as error:
-            return {**about, "pairs": len(pairs), "points": [], "error": first_line(error)}
+            return {**row, "points": [], "error": first_line(error)}
         spent = {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu}
-        return {**about, "pairs": len(pairs), "points": points, **spent}
+        return {**row, "points": points, **spent}
 
     def _seed_pairs(self, seed: int) -> TokenizedPairs:
         if self._pairs is None or self._pairs[0] != seed:
             with self._mine(f"data-seed{seed}", wait=True):
-                self._pairs = seed, self.lab.pairs(seed, self.train_tasks[seed])
+                made_from = self._made_from(self.plan.base)
+                self._pairs = seed, self.lab.pairs(seed, self.train_tasks[seed], made_from)
         return self._pairs[1]
 
-    def _tasks(self, reviews: Reviews) -> tuple[list[Task], list[list[Task]]]:
-        """Beginnings to measure on, and each seed's to train on: no two sets share one."""
+    def _tasks(self, reviews: Reviews) -> tuple[list[list[Task]], list[list[Task]]]:
+        """Each seed's beginnings to train on and to measure on: no two sets share one."""
         plan, sizes = self.plan, self.plan.sizes
         texts = [reviews.texts[index] for index in split_reviews(reviews)[1]]
-        count = sizes.eval_prompts + plan.seeds * sizes.prompts
+        each = sizes.prompts + sizes.eval_prompts
+        count = plan.seeds * each
         found = [Task.of(text) for text in beginnings(texts, plan.prompt_words, count, DRAW_SEED)]
         if len(found) < count:
             raise EvalError(
@@ -214,52 +235,76 @@ class Experiment:
                 f"held-out reviews of {reviews.name} have {len(found)}. Lower prompts=, "
                 "eval_prompts= or seeds=, or raise prompt_words=."
             )
-        ends = [sizes.eval_prompts + seed * sizes.prompts for seed in range(plan.seeds + 1)]
-        parts = [found[start:end] for start, end in pairwise(ends)]
-        return found[: sizes.eval_prompts], parts
+        parts = [found[start : start + each] for start in range(0, count, each)]
+        return [p[: sizes.prompts] for p in parts], [p[sizes.prompts :] for p in parts]
 
     def _made_from(self, loaded: LoadedRecipe) -> str:
         """Names what a row depends on. The number of seeds and of methods is not of it."""
-        about = [loaded.to_yaml(), asdict(self.plan.sizes), self.plan.prompt_words]
-        text = json.dumps([*about, self.name, self.classifier.about], sort_keys=True)
+        about = [loaded.to_yaml(), self.weights, asdict(self.plan.sizes), self.plan.prompt_words]
+        text = json.dumps([*about, self.reviews.digest(), self.classifier.about], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
+    def loaded(self, job: Job) -> LoadedRecipe:
+        """What a run trains with, composed once."""
+        if job not in self._loaded:
+            self._loaded[job] = self.plan.loaded(job)
+        return self._loaded[job]
+
+    def _file(self, name: str) -> Path:
+        return self.plan.to / "rows" / f"{name}.json"
+
     def _row(self, name: str, made_from: str) -> dict[str, Any] | None:
-        file = self.plan.to / "rows" / f"{name}.json"
+        file = self._file(name)
         if not file.is_file():
             return None
         row = json.loads(file.read_text(encoding="utf-8"))
         if row["made_from"] != made_from:
             raise EvalError(
-                f"{file} was made with other words (recipe, sizes or classifier). Give the "
-                "experiment another place: to=DIR."
+                f"{file} was made with other words (recipe, sizes or classifier) or another model. "
+                "Give the experiment another place: to=DIR."
             )
         return row
 
     def _write(self, name: str, made_from: str, row: Mapping[str, Any]) -> None:
-        write_json(self.plan.to / "rows" / f"{name}.json", {"made_from": made_from, **row})
+        write_json(self._file(name), {"made_from": made_from, **row})
 
     def _report(self, tell: bool = False) -> None:
         """What the rows that are there say."""
-        plan = self.plan
-        reference = self._row(REFERENCE, self._made_from(plan.base))
-        jobs = plan.jobs
-        found = [self._row(job.name, self._made_from(loaded)) for job, loaded in jobs.items()]
-        rows = [row for row in found if row is not None]
-        if reference is None or not any(row["points"] for row in rows):
-            return
+        with self._mine("report", wait=True):
+            found = self._results()
+            if found is None:
+                return
+            results, rows, decided = found
+            write_frontier(self.plan.to, results, rows, decided)
+        if tell:
+            print_frontier(results, decided, self.plan.to)
+
+    def _results(self) -> tuple[dict[str, Any], list[dict[str, Any]], list[Claim]] | None:
+        plan, base = self.plan, self._made_from(self.plan.base)
+        references = {seed: self._row(reference_name(seed), base) for seed in range(plan.seeds)}
+        there = {seed: row for seed, row in references.items() if row is not None}
+        jobs = plan.jobs()
+        begun = [job for job in jobs if self._file(job.name).is_file()]
+        found = [self._row(job.name, self._made_from(self.loaded(job))) for job in begun]
+        rows = [row for row in found if row is not None and row["seed"] in there]
+        analysed = analyse(rows, there, len(plan.factors))
+        if not analysed["areas"]:
+            return None
+        decided = claims(analysed)
         results = {
             "recipe": plan.recipe,
             "model": plan.base.recipe.model.source,
             "words": plan.words,
             "sizes": asdict(plan.sizes),
-            "beginnings": f"the first {plan.prompt_words} words of held-out reviews of {self.name}",
+            "epochs": plan.base.recipe.train.epochs,
+            "beginnings": f"the first {plan.prompt_words} words of held-out reviews of "
+            f"{self.reviews.name}",
             "classifier": self.classifier.about,
             "methods": {m.name: m.what for m in plan.methods},
             "factors": plan.factors,
             "seeds": plan.seeds,
             "runs": {"wanted": len(jobs), "done": len(rows)},
-            "reference": {name: reference[name] for name in ("reward", "log_odds", "tokens_mean")},
+            "references": {str(seed): row["reward"] for seed, row in there.items()},
             "pairs": {str(row["seed"]): row["pairs"] for row in rows},
             "failed": {
                 f"{row['method']} beta {row['beta']:g} seed {row['seed']}": row["error"]
@@ -267,13 +312,10 @@ class Experiment:
                 if "error" in row
             },
             "cpu_seconds": sum(row.get("cpu_seconds", 0.0) for row in rows),
-            **analyse([row for row in rows if row["points"]], reference["reward"]),
+            **analysed,
+            "claims": [claim.row() for claim in decided],
         }
-        decided = claims(results)
-        results["claims"] = [claim.row() for claim in decided]
-        write_frontier(plan.to, results, rows, decided)
-        if tell:
-            print_frontier(results, decided, plan.to)
+        return results, rows, decided
 
     @contextmanager
     def _mine(self, name: str, wait: bool = False) -> Iterator[bool]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,8 @@ WISHES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """What asks a sweep to stop; a job that trains saves itself at the first of them."""
 OWN_LINE = re.compile(r"mallowspo(?: \(process \d+\))?: ")
 """Beginning of the line that says what went wrong, wherever a launcher's own lines stand."""
+FOLLOWS = "its own message says why"
+"""Such a line is of a process that ended since another one did."""
 FAILED = "failed: "
 """Beginning of the last line in the log of a job that failed."""
 State = Literal["finished", "failed", "stopped", "begun", "waiting"]
@@ -152,11 +154,15 @@ def _run(command: Sequence[str], output: int) -> tuple[int, str | None]:
 
 @contextmanager
 def _listening(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Call `handler` at a wish to stop while the block runs."""
+    """Call `handler` at a wish to stop while the block runs.
+
+    What is ignored stays so: under nohup the end of the terminal is no wish.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in WISHES}
+    wishes = [number for number in WISHES if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in wishes}
     try:
         yield
     finally:
@@ -169,9 +175,34 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.terminate()
         process.wait()
     except BaseException:
-        process.kill()
-        process.wait()
+        _kill(process)
         raise
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a child at once, and with it what it started: a launcher's trainers would live on."""
+    # torch's launcher gives each trainer a session of its own, which the group does not reach.
+    family = _family(process.pid)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for number in family:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
+def _family(number: int) -> list[int]:
+    """Ids of the processes that a process started, and of those that they did, as Linux has it."""
+    children: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        # One that ended meanwhile has no file.
+        with suppress(OSError):
+            parent = int(file.read_text(errors="replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(file.parent.name))
+    found = list(children.get(number, ()))
+    for child in found:
+        found += children.get(child, ())
+    return found
 
 
 def _changed(file: Path) -> int | None:
@@ -180,11 +211,15 @@ def _changed(file: Path) -> int | None:
 
 
 def _reason(log_file: Path, begin: int, code: int) -> str:
-    """The line of the log that says why the run ended; the last one if none does."""
+    """The line of the log that says why the run ended; the last one if none does.
+
+    In a launch the process that failed says so first; the others follow.
+    """
     lines = _lines(log_file, begin)
     own = [line for line in lines if OWN_LINE.match(line)]
     if own:
-        return OWN_LINE.sub("", own[-1], count=1)
+        first = next((line for line in own if FOLLOWS not in line), own[0])
+        return OWN_LINE.sub("", first, count=1)
     last = f": {lines[-1]}" if lines else ""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}{last}"

@@ -1,16 +1,17 @@
 """The runs of `mallowspo experiment sentiment`: one policy in memory, set back before each."""
 
-import hashlib
 import json
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from accelerate.utils import set_seed
 from scipy.special import expit
 from transformers import AutoConfig
 
@@ -21,7 +22,7 @@ from mallowspo_cli.commands.sentiment_stage import PACK_TOKENS, plain_tokenizer
 from mallowspo_cli.data.prepare import PreparedSplit
 from mallowspo_cli.data.table import SCHEMA, TokenizedPairs, pair_id
 from mallowspo_cli.distributed import log
-from mallowspo_cli.errors import EvalError
+from mallowspo_cli.errors import EvalError, TrainingError
 from mallowspo_cli.evaluation.controlled.classifiers import Classifier
 from mallowspo_cli.evaluation.controlled.sentiment import (
     Floats,
@@ -33,7 +34,7 @@ from mallowspo_cli.evaluation.controlled.sentiment import (
 from mallowspo_cli.evaluation.sampling.stage import render_prompts
 from mallowspo_cli.evaluation.sampling.tasks import GenerateOptions, Task
 from mallowspo_cli.evaluation.sampling.transformers_engine import TransformersEngine
-from mallowspo_cli.files import write_json
+from mallowspo_cli.files import make_directory, write_json
 from mallowspo_cli.models.load import TORCH_DTYPES, load_model, load_policy, model_directory
 from mallowspo_cli.recipe.choices import Dtype
 from mallowspo_cli.recipe.schema import Recipe
@@ -50,14 +51,14 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is sampled."""
+    """How much is sampled, for each seed."""
 
     prompts: int
-    """Beginnings that a seed's pairs are made of."""
+    """Beginnings that the pairs are made of."""
     samples: int
     """Continuations of each; all pairs of them whose rewards differ are trained on."""
     eval_prompts: int
-    """Beginnings that policies are measured on, with one continuation each."""
+    """Other beginnings, that policies are measured on, with one continuation each."""
     max_tokens: int
     batch_size: int
     points: int
@@ -67,11 +68,8 @@ class Sizes:
 class Lab:
     """What all runs share: the reference, the policy's first weights, the classifier."""
 
-    def __init__(
-        self, recipe: Recipe, classifier: Classifier, sizes: Sizes, tasks: Sequence[Task], to: Path
-    ):
-        """`tasks`: the beginnings to measure on."""
-        self.recipe, self.classifier, self.sizes, self.to = recipe, classifier, sizes, to
+    def __init__(self, recipe: Recipe, classifier: Classifier, sizes: Sizes, to: Path):
+        self.classifier, self.sizes, self.to = classifier, sizes, to
         self.device = default_device()
         self.directory = model_directory(recipe.model)
         self.tokenizer = plain_tokenizer(self.directory, recipe.model.chat_template)
@@ -89,21 +87,19 @@ class Lab:
             for name, weight in self.policy.named_parameters()
             if weight.requires_grad
         }
-        self.prompts = render_prompts(tasks, self.tokenizer, self.context, self._options(1, 0))
 
-    def reference_row(self) -> dict[str, Any]:
-        """The reference's own reward on the beginnings to measure on."""
-        return self._measure(self.reference, self.reference.causal_model)
+    def measure_reference(self, seed: int, tasks: Sequence[Task]) -> dict[str, Any]:
+        """The reference's own reward on a seed's beginnings to measure on."""
+        return self._measure(self.reference, self.reference.causal_model, seed, tasks)
 
-    def pairs(self, seed: int, tasks: Sequence[Task]) -> TokenizedPairs:
+    def pairs(self, seed: int, tasks: Sequence[Task], made_from: str) -> TokenizedPairs:
         """A seed's training pairs: the reference's continuations, ranked by the classifier.
 
-        Kept as token ids, so that they are what was sampled and a cut continuation has no end.
+        Kept as token ids, so that they are what was sampled and a cut continuation has no end; and
+        in a file, made anew unless it was `made_from` the same.
         """
         place = self.to / "data" / f"seed{seed}.json"
-        settings = [asdict(self.sizes), [task.instruction for task in tasks]]
-        digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=12).hexdigest()
-        if place.is_file() and (found := json.loads(place.read_text()))["made_from"] == digest:
+        if place.is_file() and (found := json.loads(place.read_text()))["made_from"] == made_from:
             return _table(found["groups"])
         start = time.monotonic()
         options = self._options(self.sizes.samples, seed)
@@ -112,35 +108,52 @@ class Lab:
         samples = draw_samples(engine, prompts, self.tokenizer)
         odds = self.classifier.log_odds([sample.text for sample in samples])
         groups = _groups(samples, odds, engine.ends[0])
-        place.parent.mkdir(exist_ok=True)
-        write_json(place, {"made_from": digest, "groups": groups})
+        make_directory(place.parent, "the experiment")
+        write_json(place, {"made_from": made_from, "groups": groups})
         log.info(
             "seed %d: %d continuations of %d beginnings in %.0f s",
             *(seed, len(samples), len(tasks), time.monotonic() - start),
         )
         return _table(groups)
 
-    def train(self, recipe: Recipe, pairs: TokenizedPairs) -> list[dict[str, Any]]:
-        """Train from the first weights and measure; returns what was found at each point.
+    def train(
+        self, recipe: Recipe, pairs: TokenizedPairs, tasks: Sequence[Task]
+    ) -> list[dict[str, Any]]:
+        """Train from the first weights; returns what was found at each point, measured on `tasks`.
 
         Raises:
-            TrainingError: a loss is not finite.
+            TrainingError: a loss, a gradient or what was measured is not finite.
         """
-        run, reference = self._run(recipe, pairs)
+        try:
+            run, reference = self._run(recipe, pairs)
+            return list(self._points(run, reference, tasks))
+        finally:
+            self.accelerator.free_memory()
+
+    def _points(self, run: Run, reference: Any, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
         due = {run.total_steps * (i + 1) // self.sizes.points for i in range(self.sizes.points)}
-        points, objective, running = [], recipe.objective, {}
+        objective, running = run.recipe.objective, {}
         for step in range(run.total_steps):
             loss = objective.at_step(running)
             values, _ = optimizer_step(run, loss, reference, step)
             running = loss.updated(values)
-            if step + 1 in due - {0}:
-                found = self._measure(run.scorer, run.bare_scorer.causal_model)
-                points.append({"step": step + 1, **found, "training": _numbers(values)})
-                run.scorer.train()
-        self.accelerator.free_memory()
-        return points
+            if step + 1 not in due:
+                continue
+            model, seed = run.bare_scorer.causal_model, run.recipe.seed
+            found = self._measure(run.scorer, model, seed, tasks)
+            if not (math.isfinite(found["reward"]) and math.isfinite(found["kl"])):
+                raise TrainingError(
+                    f"after step {step + 1} the reward is {found['reward']:g} and the KL "
+                    f"{found['kl']:g}. Lower train.learning_rate."
+                )
+            yield {"step": step + 1, **found, "training": _numbers(values)}
+            run.scorer.train()
 
     def _run(self, recipe: Recipe, pairs: TokenizedPairs) -> tuple[Run, Any]:
+        """A run as if no other had been before it."""
+        set_seed(recipe.seed)
+        # What a run that failed in the middle of a step left.
+        self.policy.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, weight in self.policy.named_parameters():
                 if name in self.first:
@@ -164,10 +177,14 @@ class Lab:
         )
         return run, known.reference
 
-    def _measure(self, scorer: Any, model: torch.nn.Module) -> dict[str, Any]:
+    def _measure(
+        self, scorer: Any, model: torch.nn.Module, seed: int, tasks: Sequence[Task]
+    ) -> dict[str, Any]:
         """Reward, log-odds and KL to the reference of a policy, and those of each beginning."""
-        engine = TransformersEngine(model, self.tokenizer, self._options(1, 0))
-        samples = draw_samples(engine, self.prompts, self.tokenizer)
+        options = self._options(1, seed)
+        prompts = render_prompts(tasks, self.tokenizer, self.context, options)
+        engine = TransformersEngine(model, self.tokenizer, options)
+        samples = draw_samples(engine, prompts, self.tokenizer)
         odds = self.classifier.log_odds([sample.text for sample in samples])
         scores = [
             sequence_logps(one, samples, engine.ends, PACK_TOKENS, self.device)

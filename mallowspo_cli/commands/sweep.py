@@ -1,6 +1,7 @@
 """`mallowspo sweep`: every choice of several values as a run of its own, and one table of them."""
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -93,7 +94,7 @@ def _slurm(sweep: Sweep, left: list[SweptJob], accelerate: str | None) -> None:
         return
     jobs = [(_log_file(sweep, job), job.words) for job in left]
     script = write_array(sweep.directory, sweep.name, jobs, accelerate)
-    click.echo(f"sbatch --partition=PARTITION --account=ACCOUNT {script}")
+    click.echo(f"sbatch --partition=PARTITION --account=ACCOUNT {shlex.quote(str(script))}")
 
 
 def _check_failed(sweep: Sweep, rows: list[SweepRow]) -> None:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from mallowspo_cli.commands.jobs import FOLLOWS
 from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.files import write_text
 
@@ -24,7 +25,7 @@ SCRIPT = """\
 {options}
 #SBATCH --job-name={job_name}
 #SBATCH --array=0-{last}
-#SBATCH --output={directory}/slurm-%A_%a.log
+#SBATCH --output={output}
 set -uo pipefail
 cd "${{SLURM_SUBMIT_DIR:?is set by sbatch}}" || exit 2
 {export}
@@ -42,7 +43,9 @@ bash {one_node} "$@" >> "$log" 2>&1 || code=$?
 # 75: it was asked to stop, and is in the queue again.
 if ((code != 0 && code != 75)); then
     own='^mallowspo( \\(process [0-9]+\\))?: '
-    reason=$(tail -c "+$((begin + 1))" "$log" | grep -E "$own" | tail -n 1)
+    # The process that failed says so first; the others follow.
+    lines=$(tail -c "+$((begin + 1))" "$log" | grep -E "$own")
+    reason=$(grep -v -m 1 '{follows}' <<< "$lines") || reason=${{lines%%$'\n'*}}
     reason=${{reason#*: }}
     echo "failed: ${{reason:-ended with exit code $code}}" >> "$log"
 fi
@@ -85,14 +88,16 @@ def write_array(
     options = [
         line for line in lines if line.startswith("#SBATCH") and not line.startswith(REPLACED)
     ]
-    file = shlex.quote(accelerate) if accelerate else ""
     text = SCRIPT.format(
         last=len(jobs) - 1,
         job_name=name.replace("/", "-"),
         script=shlex.quote(str(script)),
-        directory=directory,
+        # sbatch reads quotes in its own lines, too.
+        output=shlex.quote(f"{directory}/slurm-%A_%a.log"),
         options="\n".join(options),
-        export=f"export ACCELERATE_FILE=${{ACCELERATE_FILE:-{file}}}\n" if file else "",
+        # Whatever the shell that submits has exported.
+        export=f"export ACCELERATE_FILE={shlex.quote(accelerate)}\n" if accelerate else "",
+        follows=FOLLOWS,
         jobs="\n".join(f"  {shlex.quote(shlex.join([str(log), *words]))}" for log, words in jobs),
         one_node=shlex.quote(str(ONE_NODE)),
     )

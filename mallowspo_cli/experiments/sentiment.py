@@ -1,9 +1,11 @@
 """Controlled sentiment: which runs make a frontier of reward against KL, and what it says.
 
 A frontier is what a method reaches over its betas and over the steps of a run, one for each seed.
-Seeds draw their own beginnings, pairs and order; methods share them, so differences are paired.
+Seeds have beginnings, pairs and an order of their own; methods share them, so differences are
+paired, and their spread over seeds holds all that was drawn.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -132,73 +134,108 @@ def all_jobs(
     return [Job(method, factor, seed) for seed in seeds for factor in factors for method in methods]
 
 
-def gain_at(kl: Floats, gain: Floats, grid: Floats) -> Floats:
-    """(G,) the gain that points make attainable at a KL of each of (G,) `grid`: their upper hull.
+@dataclass(frozen=True)
+class Curve:
+    """What a method reached with one seed, over betas and steps: N points."""
 
-    Points (N,) lie in any order; the reference itself, (0, 0), is one of them. A policy drawn at
-    random for each answer mixes two points: its reward lies on the line between them, and its KL
-    not above (KL is convex). Behind the best point the hull is flat.
+    kl: Floats
+    """(N,) nats to the reference."""
+    gains: Floats
+    """(2, N) reward less the reference's, on either half of the seed's beginnings."""
+
+
+def frontier(kl: Floats, gain: Floats) -> list[int]:
+    """Positions of the points on the upper hull of (N,) points and the reference, (0, 0).
+
+    From left to right, up to the best point; behind it the hull is flat. A policy drawn at random
+    for each answer mixes two points: its reward lies on the line between them, and its KL not above
+    (KL is convex), so the hull is what is attainable.
     """
-    points = sorted(zip(np.maximum(kl, 0).tolist(), gain.tolist(), strict=True))
-    hull = [(0.0, max([0.0, *(y for x, y in points if x == 0)]))]
-    for x, y in points:
-        if y <= hull[-1][1] or x == 0:
+    hull: list[tuple[float, float, int]] = [(0.0, 0.0, -1)]
+    for x, y, place in sorted(zip(np.maximum(kl, 0), gain, range(len(kl)), strict=True)):
+        if y <= hull[-1][1]:
             continue
         while len(hull) > 1 and _slope(hull[-2], (x, y)) >= _slope(hull[-2], hull[-1]):
             hull.pop()
-        hull.append((x, y))
-    xs, ys = zip(*hull, strict=True)
-    return np.interp(grid, xs, ys)
+        if x > hull[-1][0]:
+            hull.append((float(x), float(y), place))
+    return [place for _, _, place in hull[1:]]
 
 
-def _slope(first: tuple[float, float], second: tuple[float, float]) -> float:
-    return (second[1] - first[1]) / (second[0] - first[0])
+def _slope(first: Sequence[float], second: Sequence[float]) -> float:
+    rise, run = second[1] - first[1], second[0] - first[0]
+    return rise / run if run else math.inf
 
 
-def area(kl: Floats, gain: Floats, until: float) -> float:
-    """Mean of `gain_at` over KL from 0 to `until`: the gain in reward at a KL drawn evenly."""
-    if until <= 0:
-        return float("nan")
-    grid = np.linspace(0, until, 513)
-    return float(np.trapezoid(gain_at(kl, gain, grid), grid) / until)
+def area(curve: Curve, until: float) -> float:
+    """The mean gain of a curve's frontier over KL from 0 to `until`; NaN where that is 0.
 
-
-@dataclass(frozen=True)
-class Curve:
-    """What a method reached with one seed, over betas and steps."""
-
-    kl: Floats
-    gain: Floats
-    """Reward less the reference's on the same beginnings."""
-
-
-def curves(rows: Sequence[Mapping[str, Any]], reference: float) -> dict[str, dict[int, Curve]]:
-    """For each method and seed, its points. `reference` is the reference's own reward."""
-    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    for row in rows:
-        points = found.setdefault(row["method"], {}).setdefault(row["seed"], [])
-        points += [(point["kl"], point["reward"] - reference) for point in row["points"]]
-    return {
-        method: {
-            seed: Curve(*np.asarray(points, dtype=np.float64).T)
-            for seed, points in sorted(of_method.items())
-        }
-        for method, of_method in found.items()
-    }
-
-
-def analyse(rows: Sequence[Mapping[str, Any]], reference: float) -> dict[str, Any]:
-    """Areas, differences from the baseline and points, in plain values.
-
-    Areas reach to the KL that every method attains with every seed, so that none is extrapolated.
+    The points of the frontier are chosen by one half of the beginnings and valued by the other,
+    both ways round: a frontier valued by what it was chosen by lies above the truth, and the more
+    so the more of its points lie at a small KL.
     """
-    found = curves(rows, reference)
-    reaches = [float(curve.kl.max()) for seeds in found.values() for curve in seeds.values()]
-    until = max(0.0, min(reaches, default=0.0))
+    if until <= 0:
+        return math.nan
+    grid = np.linspace(0, until, 513)
+    found = []
+    for chosen_by, valued_by in ((0, 1), (1, 0)):
+        places = frontier(curve.kl, curve.gains[chosen_by])
+        xs = np.append(0.0, np.maximum(curve.kl[places], 0))
+        ys = np.append(0.0, curve.gains[valued_by][places])
+        found.append(np.trapezoid(np.interp(grid, xs, ys), grid) / until)
+    return float(np.mean(found))
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]],
+    references: Mapping[int, Mapping[str, Any]],
+    factors: int,
+) -> dict[str, dict[int, Curve]]:
+    """For each method, its seeds of which all `factors` runs are there, with points.
+
+    A seed of which one is missing could reach less only, so it is left out.
+    """
+    cells: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["points"]:
+            cells.setdefault((row["method"], row["seed"]), []).append(row)
+    found: dict[str, dict[int, Curve]] = {}
+    for (method, seed), of_cell in cells.items():
+        if len(of_cell) == factors:
+            points = [point for row in of_cell for point in row["points"]]
+            found.setdefault(method, {})[seed] = _curve(points, references[seed])
+    return found
+
+
+def _curve(points: Sequence[Mapping[str, Any]], reference: Mapping[str, Any]) -> Curve:
+    gains = np.asarray([point["rewards"] for point in points]) - np.asarray(reference["rewards"])
+    halves = np.stack([gains[:, half::2].mean(axis=1) for half in (0, 1)])
+    return Curve(np.asarray([point["kl"] for point in points], dtype=np.float64), halves)
+
+
+def analyse(
+    rows: Sequence[Mapping[str, Any]],
+    references: Mapping[int, Mapping[str, Any]],
+    factors: int,
+) -> dict[str, Any]:
+    """Areas, differences and points, in plain values.
+
+    Args:
+        rows: one a run: method, beta, seed, and points with kl, reward and the beginnings' rewards.
+        references: for each seed the reference's own rewards on the same beginnings.
+        factors: runs of a method and a seed.
+
+    A difference is taken up to the KL that both of its methods reached with every seed they share:
+    what other methods reached does not enter.
+    """
+    found = curves(rows, references, factors)
+    until = _reach(found, list(found))
     areas = {
-        method: {seed: area(curve.kl, curve.gain, until) for seed, curve in seeds.items()}
+        method: {seed: area(curve, until) for seed, curve in seeds.items()}
         for method, seeds in found.items()
     }
+    there = {(row["method"], row["seed"]) for row in rows}
+    whole = {(method, seed) for method, seeds in found.items() for seed in seeds}
     return {
         "kl_until": until,
         "areas": {
@@ -208,9 +245,25 @@ def analyse(rows: Sequence[Mapping[str, Any]], reference: float) -> dict[str, An
             }
             for method, of_seeds in areas.items()
         },
-        "differences": _differences(areas),
-        "points": _points(rows, reference),
+        "left_out": [f"{method} seed {seed}" for method, seed in sorted(there - whole)],
+        "differences": _differences(found),
+        "points": _points(rows, references),
     }
+
+
+def _reach(
+    found: Mapping[str, Mapping[int, Curve]],
+    methods: Sequence[str],
+    seeds: Sequence[int] | None = None,
+) -> float:
+    """The largest KL that all of the methods attain with every seed (of `seeds`)."""
+    reaches = [
+        float(curve.kl.max())
+        for method in methods
+        for seed, curve in found[method].items()
+        if seeds is None or seed in seeds
+    ]
+    return max(0.0, min(reaches, default=0.0))
 
 
 def claims(results: Mapping[str, Any]) -> list[Claim]:
@@ -235,29 +288,31 @@ def _claim(text: str, entry: Mapping[str, Any]) -> Claim:
     return Claim(text, measure, t_estimate([v for v in entry["seeds"].values() if v is not None]))
 
 
-def _differences(areas: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]]:
+def _differences(found: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, Any]]:
     """Paired by seed: each method less the baseline, and the pairs that a control decides."""
-    wanted = [(name, BASELINE) for name in areas if name != BASELINE]
+    wanted = [(name, BASELINE) for name in found if name != BASELINE]
     wanted += [("mallows_ipo", "ipo"), *CONTROLS]
-    found = []
+    rows = []
     for name, other in wanted:
-        if name not in areas or other not in areas:
+        if name not in found or other not in found:
             continue
-        shared = sorted(set(areas[name]) & set(areas[other]))
-        gaps = [areas[name][seed] - areas[other][seed] for seed in shared]
-        found.append(
+        shared = sorted(set(found[name]) & set(found[other]))
+        until = _reach(found, (name, other), shared)
+        gaps = [area(found[name][seed], until) - area(found[other][seed], until) for seed in shared]
+        rows.append(
             {
                 "method": name,
                 "against": other,
+                "kl_until": until,
                 **_estimate(gaps),
                 "p": _p_value(gaps),
                 "seeds": {str(s): _plain(g) for s, g in zip(shared, gaps, strict=True)},
             }
         )
-    tested = [entry for entry in found if entry["p"] is not None]
+    tested = [entry for entry in rows if entry["p"] is not None]
     for entry, corrected in zip(tested, holm([e["p"] for e in tested]), strict=True):
         entry["p_holm"] = corrected
-    return found
+    return rows
 
 
 def _p_value(gaps: Sequence[float]) -> float | None:
@@ -268,26 +323,23 @@ def _p_value(gaps: Sequence[float]) -> float | None:
     return float(ttest_1samp(known, 0).pvalue)  # type: ignore[union-attr]
 
 
-def _points(rows: Sequence[Mapping[str, Any]], reference: float) -> list[dict[str, Any]]:
-    """For each method, beta and step: reward, gain and KL, means over seeds."""
-    groups: dict[tuple[str, float, int], list[tuple[float, float]]] = {}
+def _points(
+    rows: Sequence[Mapping[str, Any]], references: Mapping[int, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """For each method, beta and point of a run: reward, gain and KL, means over seeds."""
+    groups: dict[tuple[str, float, int], list[tuple[float, float, float, float]]] = {}
     for row in rows:
-        for point in row["points"]:
-            key = (row["method"], row["beta"], point["step"])
-            groups.setdefault(key, []).append((point["reward"], point["kl"]))
+        for number, point in enumerate(row["points"]):
+            gain = point["reward"] - references[row["seed"]]["reward"]
+            values = (point["step"], point["reward"], gain, point["kl"])
+            groups.setdefault((row["method"], row["beta"], number), []).append(values)
     found = []
-    for (method, beta, step), values in groups.items():
-        rewards, kls = np.asarray(values).T
-        found.append(
-            {
-                "method": method,
-                "beta": beta,
-                "step": step,
-                "reward": _estimate(rewards),
-                "gain": _estimate(rewards - reference),
-                "kl": _estimate(kls),
-            }
-        )
+    for (method, beta, _), values in groups.items():
+        steps, *columns = np.asarray(values).T
+        estimates = zip(("reward", "gain", "kl"), map(_estimate, columns), strict=True)
+        # Seeds may differ by a pair whose rewards are equal, and so by a step.
+        step = round(float(steps.mean()), 1)
+        found.append({"method": method, "beta": beta, "step": step, **dict(estimates)})
     return found
 
 

@@ -26,7 +26,7 @@ class SPPOHard(RewardLoss):
     beta: float = 0.1
     """Targets are +-1/(2 beta) nats; lower it for farther ones and a larger loss (1/beta^2)."""
     length_normalised: bool = False
-    """Mean instead of summed log-probs: targets per token. At beta = 10 the loss is of size 0.01."""
+    """Mean instead of summed log-probs: targets per token. At beta = 10 the loss is about 0.01."""
 
     def losses(self, chosen: Tensor, rejected: Tensor, policy: PairScores) -> Tensor:
         return ((chosen - 0.5) ** 2 + (rejected + 0.5) ** 2) / self.beta**2

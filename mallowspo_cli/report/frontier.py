@@ -66,13 +66,19 @@ def as_markdown(results: Mapping[str, Any], claims: Sequence[Claim]) -> str:
                 else ["None: no two methods that they compare are there."]
             ),
             "",
-            f"Areas are mean gains in reward over a KL from 0 to {results['kl_until']:.2f} nats, "
-            "the largest that every method reached with every seed. Intervals and tests: "
-            "Student's t over seeds, which share beginnings, pairs and order between methods.",
+            "An area is the mean gain in reward over KL from 0 to the KL that both methods of a "
+            "difference reached with every seed. The points of a frontier are chosen by one half "
+            "of the beginnings and valued by the other, both ways round. Intervals and tests: "
+            "Student's t over seeds, which have beginnings, pairs and an order of their own that "
+            "methods share. Verdicts are by single intervals; p (Holm) below is corrected for all "
+            "differences of the table.",
             "",
             "## Frontiers",
             "",
             f"![Reward against KL]({PICTURE})",
+            "",
+            f"Areas over KL from 0 to {results['kl_until']:.2f} nats, which every method reached "
+            "with every seed.",
             "",
             *_areas_table(results),
             "",
@@ -84,16 +90,15 @@ def as_markdown(results: Mapping[str, Any], claims: Sequence[Claim]) -> str:
             "",
             "## Points",
             "",
-            f"Means over seeds, measured on {sizes['eval_prompts']} beginnings.",
+            f"Means over seeds, each measured on {sizes['eval_prompts']} beginnings.",
             "",
             *_points_table(results),
             "",
             "## Limits",
             "",
-            "The reward is a classifier's probability and stands for nobody's judgement; it reads "
-            "beginning and continuation together. KL is a mean of single log-ratios and can come "
-            "out below 0 near the reference. A frontier takes the best of its points, noise "
-            "included, which favours none of the methods but lifts all of them. "
+            "The reward is a classifier's probability and stands for nobody's judgement; it "
+            "reads beginning and continuation together. KL is a mean of single log-ratios and can "
+            "come out below 0 near the reference. "
             f"{results['seeds']} seeds show large differences only.",
             "",
             *_failures(results),
@@ -110,6 +115,7 @@ def _set_up(results: Mapping[str, Any]) -> list[str]:
             f", right on {100 * about['accuracy']:.1f}% of {about['held_out']:,} held-out reviews "
             f"and {100 * about['accuracy_short']:.1f}% of their first {about['short_words']} words"
         )
+    references = ", ".join(f"{value:.3f}" for value in results["references"].values())
     methods = [f"- `{name}`: {what}" for name, what in results["methods"].items()]
     return [
         f"Policy and reference: `{results['model']}` (recipe `{results['recipe']}`"
@@ -117,10 +123,10 @@ def _set_up(results: Mapping[str, Any]) -> list[str]:
         f"{results['beginnings']}; {sizes['prompts']} for each seed to train on, "
         f"{sizes['eval_prompts']} others to measure on. The reference goes on from each of the "
         f"former {sizes['samples']} times (at most {sizes['max_tokens']} tokens, temperature 1); "
-        f"all pairs of continuations whose rewards differ are trained on once ({min(pairs)} to "
-        f"{max(pairs)} pairs a seed). Reward: probability of positive by `{about['name']}` "
-        f"({about['kind']}{accuracy}). Measured {sizes['points']} times a run. "
-        f"The reference's own reward is {results['reference']['reward']:.3f}.",
+        f"all pairs of continuations whose rewards differ are trained on ({min(pairs)} to "
+        f"{max(pairs)} a seed; epochs: {results['epochs']}). Reward: probability of positive by "
+        f"`{about['name']}` ({about['kind']}{accuracy}). Measured {sizes['points']} times a run. "
+        f"The reference's own reward, seed by seed: {references}.",
         "",
         f"{runs['done']} of {runs['wanted']} runs are done: "
         f"{len(results['methods'])} methods x {len(results['factors'])} betas (the method's own "
@@ -173,10 +179,13 @@ def _both(entry: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _failures(results: Mapping[str, Any]) -> list[str]:
-    if not results["failed"]:
-        return []
+    """Which runs failed, and what areas and differences therefore leave out."""
     lines = [f"- {name}: {text}" for name, text in results["failed"].items()]
-    return ["## Failed runs", "", *lines, ""]
+    found = ["## Failed runs", "", *lines, ""] if lines else []
+    if results["left_out"]:
+        names = ", ".join(results["left_out"])
+        found += [f"Without all of their runs, and so in no area or difference: {names}.", ""]
+    return found
 
 
 def print_frontier(results: Mapping[str, Any], claims: Sequence[Claim], to: Path) -> None:

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mallowspo_cli.files import whole_file
+
 TRAIN, HELD_OUT = "#4c72b0", "#c44e52"
 
 
@@ -19,5 +21,6 @@ def save_picture(draw: Callable[[Axes], None], path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     draw(axes)
     # No software name or date inside: the same numbers give the same file.
-    figure.savefig(path, metadata={"Software": None})
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
     return path

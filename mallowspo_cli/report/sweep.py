@@ -193,7 +193,9 @@ def _cell(estimate: Estimate | None) -> str:
 def _notes(rows: Sequence[SweepRow], metrics: Sequence[str]) -> list[str]:
     single = "over the held-out prompts (accuracy) or sampled responses (KL) of one run"
     notes = [
-        f"Intervals: 95 %, Student's t over seeds; where one run is finished, {single}."
+        "Intervals: 95 %, Student's t over seeds, all of which are measured on one held-out set: "
+        "what other held-out prompts would change is not in them. Where one run is finished, they "
+        f"are {single}: what another seed would change is not in those."
         if SEED in rows[0].values
         else f"Intervals: 95 %, {single}: what another seed would change is not in them."
     ]

@@ -2,15 +2,21 @@
 
 import csv
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from mallowspo_cli.commands import experiment_sentiment, sentiment_lab
 from mallowspo_cli.commands.experiment_sentiment import read_plan, run
 from mallowspo_cli.errors import EvalError, RecipeError, TrainingError
+from mallowspo_cli.objectives.dpo import DPO
+from mallowspo_cli.objectives.ipo import IPO
 from mallowspo_cli.recipe.load import load_recipe
 from mallowspo_cli.training.loop import optimizer_step
 from tests.commands.conftest import Command
@@ -23,6 +29,15 @@ SMALL = (
 )
 
 
+class Letters:
+    """A classifier that finds something in the random model's letters."""
+
+    about: ClassVar = {"name": "letters", "kind": "a test's"}
+
+    def log_odds(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        return np.asarray([sum(map(ord, text)) % 97 / 30 - 1.5 for text in texts])
+
+
 @pytest.fixture
 def reviews(write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> str:
     """The word reviews=FILE."""
@@ -32,6 +47,7 @@ def reviews(write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) ->
     ]
     path = write_rows(rows, "reviews.jsonl")
     monkeypatch.chdir(path.parent)
+    monkeypatch.setattr(experiment_sentiment, "chosen_classifier", lambda *_: Letters())
     return f"reviews={path}"
 
 
@@ -46,8 +62,9 @@ def results_in(place: str) -> dict[str, Any]:
 def test_every_run_leaves_a_row_and_the_report_says_what_they_decide(reviews: str) -> None:
     run([*SMALL, reviews, "methods=dpo,mallows_theta", "factors=1,3", "seeds=2", "to=out"])
     rows = rows_in("out")
-    assert len(rows) == 1 + 2 * 2 * 2
-    assert rows["reference"]["kl"] == 0
+    assert len(rows) == 2 + 2 * 2 * 2
+    assert rows["reference-seed0"]["kl"] == rows["reference-seed1"]["kl"] == 0
+    assert rows["reference-seed0"]["rewards"] != rows["reference-seed1"]["rewards"]
     one = rows["dpo-beta0.3-seed1"]
     assert [point["step"] for point in one["points"]] == [1, 2]
     assert len(one["points"][0]["rewards"]) == 3
@@ -77,10 +94,13 @@ def test_theta_with_a_constant_weight_is_dpo_to_the_bit(reviews: str) -> None:
     reviewed = experiment_sentiment.load_reviews(Path(plan.own["reviews"]))
     classifier = experiment_sentiment.chosen_classifier(plan.own, reviewed)
     found = experiment_sentiment.Experiment(plan, reviewed, classifier)
-    pairs = found.lab.pairs(0, found.train_tasks[0])
+    pairs = found.lab.pairs(0, found.train_tasks[0], "a test")
+    tasks = found.eval_tasks[0]
     words = [*plan.words, "objective.beta=0.1", "dispersion.mode=constant"]
     points = [
-        found.lab.train(load_recipe(plan.recipe, [*words, f"objective={name}"]).recipe, pairs)
+        found.lab.train(
+            load_recipe(plan.recipe, [*words, f"objective={name}"]).recipe, pairs, tasks
+        )
         for name in ("dpo", "mallows_theta")
     ]
     assert points[0][-1]["rewards"] == points[1][-1]["rewards"]
@@ -103,7 +123,7 @@ def test_what_was_stopped_goes_on_with_the_rows_that_are_there(
     monkeypatch.setattr(sentiment_lab, "optimizer_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         run([*words, "to=parts"])
-    assert set(rows_in("parts")) == {"reference", "dpo-beta0.1-seed0"}
+    assert set(rows_in("parts")) == {"reference-seed0", "dpo-beta0.1-seed0"}
     assert results_in("parts")["runs"] == {"wanted": 2, "done": 1}
     steps.clear()
     run([*words, "to=parts"])
@@ -114,21 +134,50 @@ def test_what_was_stopped_goes_on_with_the_rows_that_are_there(
     assert results_in("parts")["areas"] == results_in("whole")["areas"]
 
 
-def test_a_run_that_fails_is_recorded_and_the_others_go_on(
+def test_a_run_that_fails_in_the_middle_of_a_step_leaves_nothing_to_the_next(
     reviews: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(run: Any, objective: Any, *rest: Any) -> Any:
-        if type(objective).__name__ == "IPO":
-            raise TrainingError("the loss of step 1 is not finite")
-        return optimizer_step(run, objective, *rest)
+    # Several packs a step, so that some have their gradient when the loss is looked at.
+    words = [*SMALL, reviews, "train.pack_tokens=16", "factors=1", "seeds=1"]
+    run([*words, "methods=dpo", "to=alone"])
 
-    monkeypatch.setattr(sentiment_lab, "optimizer_step", failing)
-    run([*SMALL, reviews, "methods=ipo,dpo", "factors=1", "seeds=1", "to=out"])
+    def failing(self: IPO, *args: Any) -> Any:
+        output = DPO.__call__(self, *args)  # type: ignore[arg-type]
+        return replace(output, losses=output.losses * math.inf)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(IPO, "__call__", failing)
+        patched.setattr(IPO, "label_smoothing", 0.0, raising=False)
+        run([*words, "methods=ipo,dpo", "to=out"])
     found = results_in("out")
     assert found["runs"]["done"] == 2
-    assert found["failed"] == {"ipo beta 0.1 seed 0": "the loss of step 1 is not finite"}
+    assert list(found["failed"]) == ["ipo beta 0.1 seed 0"]
+    assert "not finite" in found["failed"]["ipo beta 0.1 seed 0"]
+    assert found["left_out"] == ["ipo seed 0"]
     assert list(found["areas"]) == ["dpo"]
     assert "## Failed runs" in Path("out", "report.md").read_text()
+    name = "dpo-beta0.1-seed0"
+    assert rows_in("out")[name]["points"] == rows_in("alone")[name]["points"]
+    # What failed is tried again, and nothing else is.
+    before = Path("out", "rows", f"{name}.json").stat().st_mtime_ns
+    run([*words, "methods=ipo,dpo", "to=out"])
+    assert results_in("out")["failed"] == {}
+    assert Path("out", "rows", f"{name}.json").stat().st_mtime_ns == before
+
+
+def test_a_policy_that_is_not_finite_is_no_point(
+    reviews: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = read_plan([*SMALL, reviews, "methods=dpo", "factors=1", "seeds=1", "to=out"])
+    reviewed = experiment_sentiment.load_reviews(Path(plan.own["reviews"]))
+    classifier = experiment_sentiment.chosen_classifier(plan.own, reviewed)
+    found = experiment_sentiment.Experiment(plan, reviewed, classifier)
+    pairs = found.lab.pairs(0, found.train_tasks[0], "a test")
+    broken = {"reward": 0.5, "kl": math.nan}
+    monkeypatch.setattr(found.lab, "_measure", lambda *_: broken)
+    (job,) = plan.jobs()
+    with pytest.raises(TrainingError, match="the KL nan"):
+        found.lab.train(found.loaded(job).recipe, pairs, found.eval_tasks[0])
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(reviews: str) -> None:
@@ -140,7 +189,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(reviews: str) -> None:
     with other._mine("dpo-beta0.1-seed0") as mine:
         assert mine
         run(words)
-    assert set(rows_in("out")) == {"reference", "ipo-beta0.1-seed0"}
+    assert set(rows_in("out")) == {"reference-seed0", "ipo-beta0.1-seed0"}
 
 
 def test_rows_of_other_settings_are_refused(reviews: str) -> None:
@@ -149,7 +198,7 @@ def test_rows_of_other_settings_are_refused(reviews: str) -> None:
     with pytest.raises(EvalError, match="was made with other words"):
         run([*words, "train.learning_rate=2e-3"])
     # More seeds and methods go on with what is there.
-    run([*words[:-3], "methods=dpo,ipo", "seeds=1", "factors=1", "to=out"])
+    run([*SMALL, reviews, "methods=dpo,ipo", "seeds=1", "factors=1", "to=out"])
     assert results_in("out")["runs"] == {"wanted": 2, "done": 2}
 
 
@@ -172,6 +221,6 @@ def test_a_word_that_cannot_be_used_is_one_line(word: str, message: str) -> None
 
 
 def test_too_few_beginnings_say_what_to_lower(mallowspo: Command, reviews: str) -> None:
-    done = mallowspo("experiment", "sentiment", *SMALL, reviews, "seeds=30")
+    done = mallowspo("experiment", "sentiment", *SMALL, reviews, "seeds=30", "methods=dpo")
     assert done.code == 2
     assert "Lower prompts=" in done.err

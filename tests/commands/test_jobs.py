@@ -1,6 +1,8 @@
 """Jobs in processes of their own finish, fail, stop and go on; most are of a fake trainer."""
 
+import inspect
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -8,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mallowspo_cli.commands.jobs import Job, job_state, train_job
+from mallowspo_cli import distributed
+from mallowspo_cli.commands import train
+from mallowspo_cli.commands.jobs import FOLLOWS, Job, job_state, train_job
 from mallowspo_cli.errors import CheckpointError, RecipeError
 from mallowspo_cli.recipe.load import load_recipe
 from mallowspo_cli.training.watch import StoppedError
@@ -77,12 +81,20 @@ def test_the_words_are_those_of_the_job_and_are_checked_first(fake: Fake, job: J
     assert not Path("logs/other.log").exists()
 
 
-def test_a_failure_is_the_line_that_says_why_wherever_it_stands(fake: Fake, job: Job) -> None:
+FIRST = "mallowspo (process 1): the loss of step 2 is not finite."
+AGAIN = "mallowspo (process 2): the loss of step 2 is not finite, says another."
+LOST = "mallowspo: another process of this launch ended, and its own message says why (closed)."
+
+
+@pytest.mark.parametrize("printed", [[FIRST, LOST], [LOST, FIRST], [FIRST, AGAIN, LOST]])
+def test_a_failure_is_what_the_process_said_that_failed_first(
+    fake: Fake, job: Job, printed: list[str]
+) -> None:
     LOG.parent.mkdir()
     LOG.write_text("mallowspo: an older reason\n")
-    launcher = fake("""
-print("mallowspo (process 1): another process of this launch ended")
-print("mallowspo: the loss of step 2 is not finite.", flush=True)
+    lines = "\n".join(printed)
+    launcher = fake(f"""
+print({lines!r}, flush=True)
 sys.exit("torch.distributed.elastic: a long story")
 """)
     why = "the loss of step 2 is not finite."
@@ -90,6 +102,15 @@ sys.exit("torch.distributed.elastic: a long story")
     lines = LOG.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("mallowspo: an older reason", f"failed: {why}")
     assert job_state(job, LOG) == ("failed", why)
+
+
+def test_processes_that_follow_say_so_in_words_that_jobs_know() -> None:
+    assert all(FOLLOWS in inspect.getsource(module) for module in (train, distributed))
+
+
+def test_where_only_those_that_follow_speak_theirs_is_the_reason(fake: Fake, job: Job) -> None:
+    launcher = fake(f"print({LOST!r}); sys.exit(1)")
+    assert train_job(job, LOG, launcher) == LOST.removeprefix("mallowspo: ")
 
 
 def test_a_failure_without_such_a_line_is_the_last_one_or_the_signal(fake: Fake, job: Job) -> None:
@@ -125,6 +146,15 @@ def test_a_wish_to_stop_is_handed_on_and_the_run_saves_itself(
     assert "failed" not in LOG.read_text()
 
 
+def test_under_nohup_the_end_of_the_terminal_is_no_wish_to_stop(fake: Fake, job: Job) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert train_job(job, LOG, fake("os.kill(os.getppid(), signal.SIGHUP)")) is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_ctrl_c_waits_until_the_run_has_saved_itself(fake: Fake, job: Job) -> None:
     launcher = fake(f"{SAVES}\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)")
     with pytest.raises(KeyboardInterrupt):
@@ -144,6 +174,30 @@ while True:
         train_job(job, LOG, launcher)
     with pytest.raises(ProcessLookupError):
         os.kill(int((job.directory / "id").read_text()), 0)
+
+
+@pytest.mark.parametrize("session", ["", "os.setsid()"])
+def test_a_second_ctrl_c_ends_what_a_launcher_started_in_whatever_session(
+    fake: Fake, job: Job, session: str
+) -> None:
+    launcher = fake(f"""
+sweep, alive = os.getppid(), os.open("alive", os.O_WRONLY)
+signal.signal(signal.SIGTERM, lambda *_: os.kill(sweep, signal.SIGINT))
+if os.fork() == 0:
+    {session}
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(sweep, signal.SIGINT)
+time.sleep(30)
+""")
+    os.mkfifo("alive")
+    alive = os.open("alive", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_job(job, LOG, launcher)
+        # Its end is seen where nobody is left who could write.
+        assert select.select([alive], [], [], 10)[0]
+    finally:
+        os.close(alive)
 
 
 def test_a_run_that_was_asked_to_stop_by_others_stops_what_waits_for_it(

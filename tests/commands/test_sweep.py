@@ -226,6 +226,38 @@ def test_the_array_of_slurm_runs_each_job_as_one_node_does(
     assert "failed" not in log.read_text().splitlines()[-1]
 
 
+def test_an_array_is_of_the_words_given_whatever_the_place_or_the_shell_has(
+    mallowspo: Command, words: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "my own.yaml"
+    file.write_text("num_processes: 2\n")
+    given = ["seed=1,2", "output_dir='two words/x'", f"accelerate={file}"]
+    done = mallowspo("sweep", *words, *given, "--launch", "slurm")
+    assert done.code == 0, done.err
+    script = tmp_path / "two words" / "x" / "sweep.sbatch"
+    assert shlex.split(done.out)[-1] == "two words/x/sweep.sbatch"
+    options = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+    (output,) = [words for words in map(shlex.split, options) if "--output" in words[1]]
+    assert output[1:] == ["--output=two words/x/slurm-%A_%a.log"]
+
+    said = [
+        "mallowspo (process 1): the loss is not finite.",
+        "mallowspo: another process of this launch ended, and its own message says why (closed).",
+    ]
+    trainer = f"import sys; print({said[0]!r}); print({said[1]!r}); sys.exit(2)"
+    task = SlurmJob(
+        *(tmp_path, str(script)),
+        trainer=trainer,
+        SLURM_ARRAY_TASK_ID="0",
+        ACCELERATE_FILE="other.yaml",
+    )
+    assert task.run() == 1
+    (call,) = task.of("accelerate")
+    assert call["words"][call["words"].index("--config_file") + 1] == str(file)
+    log = tmp_path / "two words" / "x" / "seed1.log"
+    assert log.read_text().endswith("failed: the loss is not finite.\n")
+
+
 def test_a_package_without_the_scripts_says_what_works_there(
     mallowspo: Command, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,10 +57,13 @@ def scores_for(objective: Objective, requires_grad: bool = False) -> PairScores:
     if not objective.needs_details:
         return plain
     # Half of each sum in the common part; distributions of about 20 likely tokens.
-    columns = (plain.chosen_logps / 2, plain.rejected_logps / 2)
-    collisions = (-3.0 * plain.chosen_tokens.double(), -3.0 * plain.rejected_tokens.double())
-    values = (getattr(plain, field.name) for field in fields(PairScores))
-    return DetailedScores(*values, *columns, *collisions)
+    return DetailedScores(
+        **vars(plain),
+        chosen_common_logps=plain.chosen_logps / 2,
+        rejected_common_logps=plain.rejected_logps / 2,
+        chosen_log_collisions=-3.0 * plain.chosen_tokens.double(),
+        rejected_log_collisions=-3.0 * plain.rejected_tokens.double(),
+    )
 
 
 def reference_scores(weights: Tensor | None = None) -> ReferenceScores:

@@ -213,12 +213,16 @@ def test_length_normalised_counts_the_tokens_of_the_excess_alpha_too(
     alpha = 0.5
     with torch.no_grad():
         scores = detailed(responses(model, token_pairs()))
-    summed = LDDPO(beta=1.0, excess_weight=alpha)(scores, reference)
-    mean = LDDPO(beta=1.0, excess_weight=alpha, length_normalised=True)(scores, reference)
+    output = LDDPO(beta=1.0, excess_weight=alpha, length_normalised=True)(scores, reference)
     _, chosen, rejected = torch.tensor(LENGTHS, dtype=torch.float64).T
     common = chosen.minimum(rejected)
-    tokens = common + alpha * (chosen - common)
-    torch.testing.assert_close(mean.chosen_rewards, summed.chosen_rewards / tokens)
+    means = []
+    for side, tokens in (("chosen", chosen), ("rejected", rejected)):
+        share = getattr(scores, f"{side}_common_logps") / getattr(scores, f"{side}_logps")
+        ratio = getattr(scores, f"{side}_logps") - getattr(reference, f"{side}_logps")
+        split = ratio * (share + alpha * (1 - share))
+        means.append(split / (common + alpha * (tokens - common)))
+    torch.testing.assert_close(output.losses, logistic(means[0] - means[1]))
 
 
 def test_with_dispersion_w_multiplies_the_rewards_inside(

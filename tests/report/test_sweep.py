@@ -158,6 +158,7 @@ def test_the_report_has_means_failures_and_what_is_missing() -> None:
     assert "- objectivedpo-beta10.0-seed1: the loss of step 2 is not finite" in text
     assert "- late: begun" in text
     assert "Student's t over seeds" in text
+    assert "what other held-out prompts would change is not in them" in text
     assert text.endswith("\n")
 
 
