@@ -81,6 +81,8 @@ class Lab:
         reference = load_model(self.directory, TORCH_DTYPES[Dtype(model.dtype)], model.attention)
         self.reference = PairScorer(reference).to(self.device).eval()
         policy = load_policy(model, self.directory, recipe.train, recipe.seed, self.device)
+        # Measured without what accelerate wraps round training (autocast), as the reference is.
+        self.measured = PairScorer(policy)
         self.policy = self.accelerator.prepare(PairScorer(policy))
         self.first = {
             name: weight.detach().clone()
@@ -90,7 +92,7 @@ class Lab:
 
     def measure_reference(self, seed: int, tasks: Sequence[Task]) -> dict[str, Any]:
         """The reference's own reward on a seed's beginnings to measure on."""
-        return self._measure(self.reference, self.reference.causal_model, seed, tasks)
+        return self._measure(self.reference, seed, tasks)
 
     def pairs(self, seed: int, tasks: Sequence[Task], made_from: str) -> TokenizedPairs:
         """A seed's training pairs: the reference's continuations, ranked by the classifier.
@@ -139,8 +141,7 @@ class Lab:
             running = loss.updated(values)
             if step + 1 not in due:
                 continue
-            model, seed = run.bare_scorer.causal_model, run.recipe.seed
-            found = self._measure(run.scorer, model, seed, tasks)
+            found = self._measure(self.measured, run.recipe.seed, tasks)
             if not (math.isfinite(found["reward"]) and math.isfinite(found["kl"])):
                 raise TrainingError(
                     f"after step {step + 1} the reward is {found['reward']:g} and the KL "
@@ -177,13 +178,11 @@ class Lab:
         )
         return run, known.reference
 
-    def _measure(
-        self, scorer: Any, model: torch.nn.Module, seed: int, tasks: Sequence[Task]
-    ) -> dict[str, Any]:
+    def _measure(self, scorer: PairScorer, seed: int, tasks: Sequence[Task]) -> dict[str, Any]:
         """Reward, log-odds and KL to the reference of a policy, and those of each beginning."""
         options = self._options(1, seed)
         prompts = render_prompts(tasks, self.tokenizer, self.context, options)
-        engine = TransformersEngine(model, self.tokenizer, options)
+        engine = TransformersEngine(scorer.causal_model, self.tokenizer, options)
         samples = draw_samples(engine, prompts, self.tokenizer)
         odds = self.classifier.log_odds([sample.text for sample in samples])
         scores = [

@@ -232,6 +232,9 @@ def draw_areas(axes: Axes, results: Mapping[str, Any]) -> None:
     names = list(results["areas"])
     for place, name in enumerate(names):
         entry, color = results["areas"][name], COLORS.get(name)
+        if entry["value"] is None:
+            # No policy has left the reference.
+            continue
         if entry["low"] is not None:
             axes.plot([entry["low"], entry["high"]], [place, place], color=color, linewidth=1.5)
         axes.plot(entry["value"], place, "o", color=color)

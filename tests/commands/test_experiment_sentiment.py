@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 
 from mallowspo_cli.commands import experiment_sentiment, sentiment_lab
@@ -45,6 +46,8 @@ def reviews(write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) ->
         {"text": f"Film {i} was a {(GOOD if i % 2 else BAD)[i % 3]} thing", "label": i % 2}
         for i in range(120)
     ]
+    # Accelerate keeps the precision of the first Accelerator of a process.
+    AcceleratorState._reset_state(reset_partial_state=True)
     path = write_rows(rows, "reviews.jsonl")
     monkeypatch.chdir(path.parent)
     monkeypatch.setattr(experiment_sentiment, "chosen_classifier", lambda *_: Letters())
@@ -163,6 +166,15 @@ def test_a_run_that_fails_in_the_middle_of_a_step_leaves_nothing_to_the_next(
     run([*words, "methods=ipo,dpo", "to=out"])
     assert results_in("out")["failed"] == {}
     assert Path("out", "rows", f"{name}.json").stat().st_mtime_ns == before
+
+
+def test_a_policy_that_did_not_move_has_no_divergence_in_bf16_either(reviews: str) -> None:
+    words = [word for word in SMALL if "learning_rate" not in word]
+    still = ["train.precision=bf16", "train.learning_rate=1e-12", "points=1"]
+    run([*words, *still, reviews, "methods=dpo", "factors=1", "seeds=1", "to=out"])
+    (point,) = rows_in("out")["dpo-beta0.1-seed0"]["points"]
+    assert point["kl"] == 0
+    assert point["rewards"] == rows_in("out")["reference-seed0"]["rewards"]
 
 
 def test_a_policy_that_is_not_finite_is_no_point(
