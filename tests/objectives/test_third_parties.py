@@ -57,6 +57,10 @@ print(json.dumps({
         main, "mallowspo", "recipes", "show", "quickstart",
         "objective=exponential", "objective.dispersion=true", "objective.sharpness=4",
     ),
+    "sweep": printed(
+        main, "mallowspo", "sweep", "recipe=quickstart", "objective=dpo,exponential",
+        "objective.beta=0.1,0.2", "--launch", "print",
+    ),
     "table": printed(lambda: runpy.run_path(script, run_name="__main__"), script, "--stdout"),
 }))
 """
@@ -80,7 +84,7 @@ def searched_again() -> Iterator[None]:
     import_third_parties.cache_clear()
 
 
-def test_a_loss_of_another_package_is_listed_explained_composed_and_in_the_table(
+def test_a_loss_of_another_package_is_listed_explained_composed_swept_and_in_the_table(
     tmp_path: Path,
 ) -> None:
     package(tmp_path / "site", "boosting_losses", LOSS)
@@ -105,6 +109,9 @@ def test_a_loss_of_another_package_is_listed_explained_composed_and_in_the_table
     assert "- objective: exponential\n" in printed["show"]
     assert "dispersion: true\n" in printed["show"]
     assert "sharpness: 4.0\n" in printed["show"]
+    swept = [line for line in printed["sweep"].splitlines() if "objective=exponential" in line]
+    assert len(swept) == 2
+    assert all("mallowspo" in line and "objective.beta=0." in line for line in swept)
     (row,) = (line for line in printed["table"].splitlines() if "`exponential`" in line)
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         "`exponential`",
