@@ -214,8 +214,11 @@ def flex_kernel(
         lambda: create_block_mask(segments.sees(window), None, None, tokens, tokens, device),
     )
 
+    # A tensor: a float would be one of the sizes that the graph leaves open, and end the graph.
+    cap = segments.made_once(("cap", softcap), lambda: torch.tensor(softcap or 0.0, device=device))
+
     def capped(score: Tensor, *_: Tensor) -> Tensor:
-        return score if softcap is None else softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     attended = flex_attention(
         *(query, key, value),
@@ -223,6 +226,9 @@ def flex_kernel(
         block_mask=blocks,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
+        # For under 128 tokens torch would take its kernel for decoding, which has no variant where
+        # the queries of a group are more than a block.
+        kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
     )
     return attended.transpose(1, 2)
 
@@ -307,4 +313,5 @@ def _flex(device: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     limits: Any = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 64)
-    return torch.compile(flex_attention, dynamic=True), torch.compile(create_block_mask)
+    compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    return compiled, torch.compile(create_block_mask)

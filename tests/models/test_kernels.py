@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mallowspo_cli.data.table import TokenizedPair
@@ -169,6 +170,26 @@ def test_flex_attention_agrees_over_more_than_a_block_of_128(window: int | None)
     inputs, segments = draw(lengths), Segments.of(lengths)
     options = (segments, None, window, None)
     assert_same(flex_kernel(*inputs, *options), dense_kernel(*inputs, *options))
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_flex_attention_is_compiled_once_for_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is compiled on a GPU, capped scores too: where a graph ends, torch makes tensors of all
+    tokens by all tokens."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=graphs)
+    monkeypatch.setattr(kernels, "_flex", lambda _device: (compiled, create_block_mask))
+    for lengths in ([(60, 50, 40)], LENGTHS, [(9, 8, 7), (100, 30, 20)]):
+        inputs, segments = draw(lengths), Segments.of(lengths)
+        with torch.no_grad():
+            found = flex_kernel(*inputs, segments, None, None, CAP)
+        assert_same(found, dense_kernel(*inputs, segments, None, None, CAP))
+    assert graphs.frame_count == 2, (
+        "one for packs of a single block of 128 tokens, one for all others"
+    )
 
 
 def test_a_softcap_and_a_window_make_a_difference() -> None:
@@ -546,6 +567,23 @@ def test_kernels_on_a_gpu_agree_with_the_dense_one_in_float32(
             # No single token is far off, such as the first of a rejected response.
             worst = (found.float() - expected).abs().max() / expected.abs().max()
             assert worst < 4 * tolerance
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_flex_attention_on_a_gpu_takes_packs_of_any_length_in_any_order(dtype: torch.dtype) -> None:
+    """Under 128 tokens too, where torch has a kernel of its own that cannot be chosen."""
+    torch.compiler.reset()
+    tolerance = 2**-6 if dtype == torch.bfloat16 else 2e-3
+    for lengths in ([(30, 20, 25)], CUDA_LENGTHS, [(1, 1, 1)], [(60, 30, 37)], [(60, 30, 38)]):
+        inputs = draw(lengths, heads=8, groups=2, width=16).fresh("cuda", dtype)
+        segments = Segments.of(lengths).to(torch.device("cuda"))
+        truth = run(dense_kernel, inputs.fresh("cuda", torch.float32), segments)
+        result, gradients = run(flex_kernel, inputs, segments)
+        for found, expected in zip([result, *gradients], [truth[0], *truth[1]], strict=True):
+            assert (found.float() - expected).norm() < tolerance * expected.norm()
 
 
 @pytest.mark.gpu
