@@ -28,7 +28,7 @@ quickstart: .venv/ready
 
 test: .venv/ready
 	@echo "==> the test suite"
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 lint: .venv/ready
 	@$(BIN)/ruff check .
