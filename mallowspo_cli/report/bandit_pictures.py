@@ -36,27 +36,30 @@ def draw_bandit(results: Mapping[str, Any], place: Path) -> list[Path]:
 
 
 def _collapse(results: Mapping[str, Any], path: Path) -> Path:
-    """Max-arm probability by phi, a panel for each beta."""
-    betas, phis = results["grid"]["betas"], results["grid"]["dispersions"]
-    figure, panels = _panels(1, len(betas))
-    for axes, beta in zip(panels[0], betas, strict=True):
-        for method in _methods(results):
-            entries = [
-                e["max_arm"]
-                for e in _told_truth(results["by_dispersion"], method)
-                if e["at"] == f"beta={beta:g}" and e["phi"] != "all"
-            ]
-            _line(axes, method, phis, entries)
-        axes.set_title(f"beta {beta:g}", fontsize=9)
-        axes.set_xlabel("phi of the raters (left: they agree)")
-        axes.set_ylim(0, 1.03)
-    panels[0][0].set_ylabel("max-arm probability")
+    """Max-arm probability by phi, a row of panels for each budget, a panel for each beta."""
+    phis, rows = results["grid"]["dispersions"], list(results["budgets"].values())
+    figure, panels = _panels(len(rows), len(rows[0]))
+    for places, row in zip(rows, panels, strict=True):
+        for axes, at in zip(row, places, strict=True):
+            for method in _methods(results):
+                entries = [
+                    e["max_arm"]
+                    for e in _told_truth(results["by_dispersion"], method)
+                    if e["at"] == at and e["phi"] != "all"
+                ]
+                _line(axes, method, phis, entries)
+            axes.set_title(at.replace("=", " ").replace(" budget", ", budget"), fontsize=9)
+            axes.set_xlabel("phi of the raters (left: they agree)")
+            axes.set_ylim(0, 1.03)
+        row[0].set_ylabel("max-arm probability")
     return _save(results, figure, path)
 
 
 def _trade(results: Mapping[str, Any], path: Path) -> Path:
-    """Regret and the order's accuracy against KL, a point for each beta, at two phi."""
+    """Regret and the order's accuracy against KL, a point for each beta, at two phi; the largest
+    budget."""
     phis = results["grid"]["dispersions"]
+    *_, along = results["budgets"].values()
     figure, panels = _panels(1, 4)
     places = [(phi, name) for name in ("regret", "accuracy") for phi in (min(phis), max(phis))]
     for axes, (phi, outcome) in zip(panels[0], places, strict=True):
@@ -64,7 +67,7 @@ def _trade(results: Mapping[str, Any], path: Path) -> Path:
             entries = [
                 e
                 for e in _told_truth(results["by_dispersion"], method)
-                if e["phi"] == phi and e["at"].startswith("beta=")
+                if e["phi"] == phi and e["at"] in along
             ]
             _line(axes, method, [e["kl"]["value"] for e in entries], [e[outcome] for e in entries])
         axes.set_title(f"phi {phi:g}", fontsize=9)
@@ -76,34 +79,37 @@ def _trade(results: Mapping[str, Any], path: Path) -> Path:
 
 def _gains(results: Mapping[str, Any], path: Path) -> Path:
     """Reward over the baseline's against mean KL: told the truth, and dotted told shuffled phi."""
-    figure, panels = _panels(2, len(GROUPS))
-    for row, (regime, name) in zip(panels, REGIMES.items(), strict=True):
+    rows = [(regime, distance) for regime in REGIMES for distance in results["grid"]["distances"]]
+    figure, panels = _panels(len(rows), len(GROUPS))
+    for row, of in zip(panels, rows, strict=True):
         for axes, (group, title) in zip(row, GROUPS.items(), strict=True):
             for told, style in (("true", "-"), ("shuffled", ":")):
                 for method in _methods(results):
-                    path_of = _on_path(results, method, told, regime, group)
+                    path_of = _on_path(results, method, told, of, group)
                     entries = [e for e in path_of if e["told"] and "gain" in e]
                     targets = [float(e["at"].removeprefix("kl=")) for e in entries]
                     _line(axes, method, targets, [e["gain"] for e in entries], style)
             axes.axhline(0, color="grey", linewidth=1)
-            axes.set_title(f"{title}, {name}", fontsize=9)
-            axes.set_xlabel("mean KL, nats")
+            axes.set_title(f"{title}, {of[1]}, {REGIMES[of[0]]}", fontsize=9)
+            axes.set_xlabel("their mean KL, nats")
         row[0].set_ylabel("reward over DPO's (IPO's)")
     return _save(results, figure, path)
 
 
 def _frontier(results: Mapping[str, Any], path: Path) -> Path:
     """Reward against KL, both of one group of prompts, told the truth."""
-    figure, panels = _panels(1, 4)
+    distances = results["grid"]["distances"]
+    figure, panels = _panels(len(distances), 4)
     places = [(regime, group) for regime in REGIMES for group in ("low", "high")]
-    for axes, (regime, group) in zip(panels[0], places, strict=True):
-        for method in _methods(results):
-            entries = _on_path(results, method, "true", regime, group)
-            values = [e["kl"]["value"] for e in entries]
-            _line(axes, method, values, [e["reward"] for e in entries])
-        axes.set_title(f"{GROUPS[group]}, {REGIMES[regime]}", fontsize=9)
-        axes.set_xlabel("their KL, nats")
-    panels[0][0].set_ylabel("their reward")
+    for row, distance in zip(panels, distances, strict=True):
+        for axes, (regime, group) in zip(row, places, strict=True):
+            for method in _methods(results):
+                entries = _on_path(results, method, "true", (regime, distance), group)
+                values = [e["kl"]["value"] for e in entries]
+                _line(axes, method, values, [e["reward"] for e in entries])
+            axes.set_title(f"{GROUPS[group]}, {distance}, {REGIMES[regime]}", fontsize=9)
+            axes.set_xlabel("their KL, nats")
+        row[0].set_ylabel("their reward")
     return _save(results, figure, path)
 
 
@@ -116,13 +122,13 @@ def _told_truth(entries: Sequence[Mapping[str, Any]], method: str) -> list[Mappi
 
 
 def _on_path(
-    results: Mapping[str, Any], method: str, told: str, regime: str, group: str
+    results: Mapping[str, Any], method: str, told: str, of: tuple[str, str], group: str
 ) -> list[Mapping[str, Any]]:
-    """Entries at equal KL; a method that is told nothing has one kind."""
+    """Entries at equal KL of a (regime, distance); a method that is told nothing has one kind."""
     return [
         e
         for e in results["prompts"]
-        if (e["method"], e["regime"], e["group"]) == (method, regime, group)
+        if (e["method"], e["regime"], e["distance"], e["group"]) == (method, *of, group)
         and e["told"] in ("", told)
         and e["at"].startswith("kl=")
     ]

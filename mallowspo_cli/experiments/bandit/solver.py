@@ -183,7 +183,7 @@ def _newton(loss: _RoundedLoss, parameters: Tensor, rounding: float) -> Tensor:
     moving = torch.arange(len(parameters))
     for _ in range(MOST_STEPS):
         gradient, hessian = loss.slopes(parameters[moving], rounding)
-        step = -torch.linalg.solve(hessian, gradient)
+        step = -_solved(hessian, gradient)
         promise = (gradient * step).sum(-1)
         on = (promise < -TOLERANCE).nonzero().flatten()
         if not len(on):
@@ -192,6 +192,19 @@ def _newton(loss: _RoundedLoss, parameters: Tensor, rounding: float) -> Tensor:
         parameters[moving] = _shortened(loss, parameters[moving], step[on], promise[on], rounding)
     name = type(loss.objective).__name__
     raise ArithmeticError(f"{len(moving)} problems of {name} are not solved in {MOST_STEPS} steps")
+
+
+def _solved(hessian: Tensor, gradient: Tensor) -> Tensor:
+    """(B, M) Newton steps. Directions that no pair reads are held by 1 / budget alone, which a
+    large beta's curvature drowns in float64: there a hair of that curvature holds them.
+    """
+    found, failed = torch.linalg.solve_ex(hessian, gradient)
+    if bool(failed.any()):
+        hair = 1e-14 * hessian.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
+        held = hessian + torch.diag_embed(hair.expand(gradient.shape))
+        again, _ = torch.linalg.solve_ex(held, gradient)
+        found = torch.where(failed[:, None] > 0, again, found)
+    return found
 
 
 def _shortened(
