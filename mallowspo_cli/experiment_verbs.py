@@ -133,7 +133,7 @@ def bandit(words: Sequence[str]) -> None:
     objectives=NAMES    all, or some of dpo,ipo,mallows_theta,mallows_phi_exact,
                         mallows_phi_smooth,mallows_ipo
     wrong_phi=A,B       what methods are told in the truth's place, or none (default: 0.05,0.9)
-    seeds=N, seed=N     how many, at least 2, and the first (default: 60 from 0; 2 to 3 minutes)
+    seeds=N, seed=N     how many, at least 2, and the first (default: 60 from 0; 3 to 4 minutes)
     prompts=N           even: half of the lowest, half of the highest phi (default: 16; 0: none)
     features=N          parameters that the prompts share (default: 8)
     prompt_pairs=N,M    preferences on each prompt (default: 8,64)

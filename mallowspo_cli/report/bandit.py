@@ -78,7 +78,7 @@ def main_lines(main: Mapping[str, Sequence[Claim]], bold: str = "") -> list[str]
     lines = ["Mallows-theta, told the true phi, against DPO; above 0 speaks for it:", ""]
     for place, (sentence, found) in enumerate(main.items(), start=1):
         cases = "; ".join(
-            f"{claim.text}: {_signed(claim)} {interval(vars(claim.estimate))} "
+            f"{claim.text}: {_signed(claim)} {interval(vars(claim.estimate), 4)} "
             f"{bold}{claim.verdict}{bold}"
             for claim in found
         )
@@ -91,9 +91,9 @@ def _capital(text: str) -> str:
 
 
 def _signed(claim: Claim) -> str:
-    """To a thousandth; what rounds to 0 has no minus."""
+    """To four digits; what rounds to 0 has no minus."""
     value = claim.estimate.value
-    return number(value) if value != value else f"{round(value, 3) + 0.0:+.3f}"
+    return number(value) if value != value else f"{round(value, 4) + 0.0:+.4f}"
 
 
 def _claims(claims: Mapping[str, Sequence[Claim]]) -> list[str]:
@@ -118,14 +118,14 @@ def _set_up(results: Mapping[str, Any]) -> list[str]:
     grid, prompts = results["grid"], results["prompts_grid"]
     budgets = list(results["budgets"])
     agreement = "; ".join(
-        f"{name}'s prefer the best arm to another in {100 * low:.0f} to {100 * high:.0f}%"
+        f"{name} raters prefer the best arm to another in {100 * low:.0f} to {100 * high:.0f}%"
         for name, (low, high) in results["agreement"].items()
     )
     lines = [
         f"{grid['arms']} arms, tabular softmax, uniform reference, float64. Raters: exact Mallows "
         f"rankings, {' and '.join(grid['distances'])}, phi {_listed(grid['dispersions'])}; each "
         "pair is of two arms drawn alike, preferred by a rater of its own. One phi is not one "
-        f"agreement: raters of phi {max(grid['dispersions']):g}, {agreement}. Pairs "
+        f"agreement: of phi {max(grid['dispersions']):g}, {agreement}. Pairs "
         f"{_listed(grid['pairs'])}; beta {_listed(grid['betas'])}; {grid['seeds']} seeds from "
         f"{grid['seed']}, the same samples for all methods. Intervals: 95% Student t over seeds, "
         "each seed averaged over the other settings first.",

@@ -102,13 +102,13 @@ def many_prompts_tables(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for regime, title in (("converged", "Converged"), ("first_step", "First gradient step")):
         for distance in distances:
-            entries = _entries(results, regime=regime, at=at, distance=distance)
+            entries = _shown(_entries(results, regime=regime, at=at, distance=distance))
             lines += [f"{title}, {distance}: reward at {at} of each group of prompts, and its gain"]
             lines[-1] += " over DPO (over IPO for Mallows-IPO):"
             lines += ["", *markdown_table(head, _group_rows(results, entries)), ""]
     penalty = results["penalties"][len(results["penalties"]) // 2]
     for distance in distances:
-        tuned = _entries(results, at=f"tuned={penalty:g}", distance=distance, group="all")
+        tuned = _shown(_entries(results, at=f"tuned={penalty:g}", distance=distance, group="all"))
         lines += [f"Converged, {distance}, beta chosen by reward - {penalty:g} KL:", ""]
         lines += markdown_table(
             ["", "reward", "KL", "max-arm probability", "pair accuracy"],
@@ -129,6 +129,12 @@ def many_prompts_tables(results: Mapping[str, Any]) -> list[str]:
         rows.setdefault(setting, [setting]).append(_signed(e["gain"]))
     names = [results["labels"][method] for method in methods]
     return [*lines, *markdown_table(["", *names], list(rows.values())), ""]
+
+
+def _shown(entries: Entries) -> Entries:
+    """Without a scaled w, which is another beta, and without one w for all, which is DPO or IPO but
+    for Mallows-phi: those are in results.json."""
+    return [e for e in entries if e["told"] not in ("unit_mean", "constant")]
 
 
 def _entries(results: Mapping[str, Any], **wanted: str) -> Entries:

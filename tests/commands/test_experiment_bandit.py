@@ -62,7 +62,7 @@ def test_the_command_leaves_rows_claims_and_pictures_and_the_same_again(
     top = report.partition("## ")[0].replace("**", "").strip().splitlines()[1:]
     assert done.out.strip().splitlines()[:-1] == top[1:]
     assert [line[:2] for line in top if line[:1].isdigit()] == [f"{n}." for n in range(1, 6)]
-    assert "-0.000" not in report.partition("## All claims")[0]
+    assert "-0.0000" not in report.partition("## All claims")[0]
     assert "-0.0e" not in report
 
 

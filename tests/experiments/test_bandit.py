@@ -129,6 +129,16 @@ def test_training_with_the_exact_kendall_link_rests_in_a_tie():
     assert float(smooth[0, 0] - smooth[0, 1]) > 0.1
 
 
+def test_a_tie_of_the_exact_link_stops_no_line_search():
+    # Of a hundred pairs. Arms 2 and 3 tie; a jump of 1e-10 left over there once held Newton up.
+    counts = np.zeros((1, 5, 5))
+    counts[0][arm_pairs(5)] = [7, 4, 6, 10, 3, 7, 6, 9, 2, 0, 7, 5, 3, 0, 5, 11, 8, 2, 2, 3]
+    given = problem(counts, -np.log(0.6065), budget=1e4)
+    found = solve(objective("mallows_phi_exact", 0.15), given)[0]
+    assert float(found[2] - found[3]) == pytest.approx(0.0, abs=1e-3)
+    assert float(found[1] - found[0]) > 1
+
+
 def test_one_way_pairs_end_near_plain_training_of_the_budget():
     # The loss falls for ever, and the gap grows with the logarithm of the steps.
     counts, steps = np.asarray([[[0.0, 9.0], [0.0, 0.0]]]), 1000

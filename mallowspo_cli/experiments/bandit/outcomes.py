@@ -120,7 +120,7 @@ def scale_to_kl(logits: Floats, target: float, prompts: int = 0) -> Floats:
     """
     low = np.full(logits.shape[: -1 - prompts], -14.0)
     high = np.full_like(low, 14.0)
-    for _ in range(60):
+    for _ in range(42):
         middle = (low + high) / 2
         factor = np.exp(middle)[(...,) + (None,) * (1 + prompts)]
         found = divergence(factor * logits)

@@ -161,16 +161,21 @@ class _RoundedLoss:
 
 
 def _rounded_loss(objective: Objective, problem: Problem) -> _RoundedLoss:
-    """Jump and bend measured a billionth of a link's unit below 0."""
+    """Jump and bend measured a billionth of a link's unit below 0, and led on to 0: a jump that is
+    left over, however small, would stop a line search at a tie.
+    """
     beta = float(getattr(objective, "beta"))  # noqa: B009 (each of them has one)
     theta, zero = problem.neg_log_phi, torch.zeros_like(problem.share)
-    below = zero - 1e-9 / beta
+    step = 1e-9 / beta
+    below, above = (derivatives(objective, gap, theta)[0] for gap in (zero - step, zero))
     return _RoundedLoss(
         objective,
         beta,
         problem,
-        jump=pair_losses(objective, below, theta) - pair_losses(objective, zero, theta),
-        bend=derivatives(objective, zero, theta)[0] - derivatives(objective, below, theta)[0],
+        jump=pair_losses(objective, zero - step, theta)
+        + step * below
+        - pair_losses(objective, zero, theta),
+        bend=above - below,
     )
 
 
