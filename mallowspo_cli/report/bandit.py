@@ -14,14 +14,15 @@ from mallowspo_cli.report.estimates import interval, number
 
 BY_DEFINITION = """\
 With one prompt the dispersion is one number, so Mallows-theta at (beta, w) is DPO at w beta, and
-Mallows-IPO is IPO at w beta: what they gain at equal beta, DPO or IPO gains by another beta. They
-are less peaked where w is above 1 and more where it is below; measured is by how much. Every loss
-here reads beta times the log-ratio gap, so where the loss has a minimum its logits are a direction
-over beta, and a method's path over beta is one ray: at equal KL only the direction is compared, and
-the order of the arms is the same at every KL. There Mallows-theta is DPO and Mallows-IPO is IPO,
-and no claim. Many prompts with shared parameters are where w can do more than rescale beta; even
-there one w for all prompts is DPO. The first step of Mallows-IPO is that of Mallows-theta but for a
-factor (DPO's and IPO's likewise), and the smooth Kendall link's is nearly so: they are no claims.
+Mallows-IPO is IPO at w beta: what they gain at equal beta, DPO or IPO gains by another beta. Every
+loss here reads beta times the log-ratio gap, so where the loss has a minimum its logits are a
+direction over beta, and a method's path over beta is one ray. There, at equal beta, Mallows-theta
+and Mallows-IPO are less peaked where w is above 1 and more where it is below; measured is by how
+much. At equal KL only the direction is compared, and the order of the arms is the same at every KL:
+Mallows-theta is DPO and Mallows-IPO is IPO, and no claim. Many prompts with shared parameters are
+where w can do more than rescale beta; even there one w for all prompts is DPO. The first step of
+Mallows-IPO is that of Mallows-theta but for a factor (DPO's and IPO's likewise), and the smooth
+Kendall link's is nearly so: they are no claims.
 """
 LIMITS = """\
 Bandits of a few arms with a uniform reference and Gaussian features, not language models. The

@@ -23,7 +23,7 @@ GROUPS: Final = {
     "high": "disputed prompts",
     "new": "new prompts",
 }
-REGIMES: Final = {"converged": "converged", "first_step": "first gradient step"}
+REGIMES: Final = {"converged": "converged", "first_step": "first step"}
 
 
 def draw_bandit(results: Mapping[str, Any], place: Path) -> list[Path]:
@@ -90,7 +90,7 @@ def _gains(results: Mapping[str, Any], path: Path) -> Path:
                     targets = [float(e["at"].removeprefix("kl=")) for e in entries]
                     _line(axes, method, targets, [e["gain"] for e in entries], style)
             axes.axhline(0, color="grey", linewidth=1)
-            axes.set_title(f"{title}, {of[1]}, {REGIMES[of[0]]}", fontsize=9)
+            axes.set_title(f"{title}, {of[1]}, {REGIMES[of[0]]}", fontsize=8)
             axes.set_xlabel("their mean KL, nats")
         row[0].set_ylabel("reward over DPO's (IPO's)")
     return _save(results, figure, path)
@@ -107,7 +107,7 @@ def _frontier(results: Mapping[str, Any], path: Path) -> Path:
                 entries = _on_path(results, method, "true", (regime, distance), group)
                 values = [e["kl"]["value"] for e in entries]
                 _line(axes, method, values, [e["reward"] for e in entries])
-            axes.set_title(f"{GROUPS[group]}, {distance}, {REGIMES[regime]}", fontsize=9)
+            axes.set_title(f"{GROUPS[group]}, {distance}, {REGIMES[regime]}", fontsize=8)
             axes.set_xlabel("their KL, nats")
         row[0].set_ylabel("their reward")
     return _save(results, figure, path)

@@ -38,6 +38,7 @@ from mallowspo_cli.experiments.bandit.outcomes import (
     regret,
     scale_to_kl,
     softmax,
+    with_ties,
 )
 from mallowspo_cli.experiments.bandit.solver import BUDGET, Problem, first_step, solve
 from mallowspo_cli.experiments.bandit.world import PromptsGrid, World, draw_world, told_thetas
@@ -96,8 +97,11 @@ def run_many_prompts(grid: Grid, wanted: PromptsGrid) -> ManyPrompts:
     betas = np.full((len(chosen), len(PENALTIES), *settings), np.nan)
     for (index, variant), (regime, name) in product(enumerate(chosen), enumerate(REGIMES)):
         ray, strength = _ray(world, variant, name, most)
-        groups = _groups(world, ray)
-        tie = tie_of(groups[0], strength if name == "converged" else None)
+        trained = _logits(world.features, ray)
+        tie = tie_of(trained, strength if name == "converged" else None)
+        # A large scale would make a preference of the hair that the solver leaves between ties.
+        trained = with_ties(trained, tie) if name == "converged" else trained
+        groups = _groups(world, trained, _logits(world.new_features, ray))
         found = [_at_kl(groups, tie, target) for target in targets]
         if name == "converged":
             scales = [most / own_beta(variant.method, beta) for beta in grid.betas]
@@ -156,12 +160,13 @@ def _flat(values: Floats, shape: tuple[int, ...], last: int) -> torch.Tensor:
     return torch.from_numpy(spread.reshape(-1, *shape[len(shape) - last :]).copy())
 
 
-def _groups(world: World, ray: Floats) -> list[Floats]:
-    """Logits of each of GROUPS, (conflict, distance, prompt_pairs, seed, prompts, arms)."""
-    trained, new = (
-        np.einsum("cspaf,cdksf->cdkspa", features, ray)
-        for features in (world.features, world.new_features)
-    )
+def _logits(features: Floats, ray: Floats) -> Floats:
+    """(conflict, distance, prompt_pairs, seed, prompts, arms)."""
+    return np.einsum("cspaf,cdksf->cdkspa", features, ray)
+
+
+def _groups(world: World, trained: Floats, new: Floats) -> list[Floats]:
+    """Logits of each of GROUPS."""
     half = int((world.theta == world.theta[0]).sum())
     return [trained, trained[..., :half, :], trained[..., half:, :], new]
 
