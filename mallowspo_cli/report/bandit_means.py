@@ -27,25 +27,21 @@ def one_prompt_tables(results: Mapping[str, Any]) -> list[str]:
     grid, at = results["grid"], results["compared_at"]
     phis = [*grid["dispersions"], "all"]
     head = ["", *(f"phi {phi:g}" if phi != "all" else "mean" for phi in phis)]
-    pooled, largest = results["by_dispersion"], results["largest_sample"]
+    pooled, budgets = results["by_dispersion"], results["budgets"]
     lines = []
-    budgets = results["budgets"]
+    # At equal beta a wrong phi is but another beta, at equal KL a scale of w changes little: those
+    # rows are in summary.csv.
+    right = [e for e in pooled if e["told"] in TOLD]
     for outcome, title in EQUAL_BETA.items():
         lines += [
             f"{title} at equal beta, mean over beta, distances and sizes, budget "
             f"{', '.join(budgets)}:",
             "",
-            *markdown_table(head, _phi_rows(results, pooled, outcome, [*budgets.values()], phis)),
+            *markdown_table(head, _phi_rows(results, right, outcome, [*budgets.values()], phis)),
             "",
         ]
-    *_, betas = budgets.values()
-    middle = betas[len(betas) // 2]
-    sample = f"{grid['distances'][0]}, {max(grid['pairs'])} pairs, {middle}"
-    lines += [f"Max-arm probability of one case: {sample}:", ""]
-    lines += markdown_table(head, _phi_rows(results, largest, "max_arm", [[middle]], phis))
-    # At equal KL a scale of w changes little: those rows are in summary.csv.
     pooled = [e for e in pooled if e["told"] != "unit_mean"]
-    lines += ["", f"Regret at {at}, samples whose loss has a minimum:", ""]
+    lines += [f"Regret at {at}, samples whose loss has a minimum:", ""]
     lines += markdown_table(head, _phi_rows(results, pooled, "regret", [[at]], phis))
     lines += ["", "Pair accuracy (at every KL), the same samples:", ""]
     lines += markdown_table(head, _phi_rows(results, pooled, "accuracy", [[at]], phis))

@@ -2,11 +2,13 @@
 
 import csv
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from mallowspo_cli.commands.experiment_bandit import bandit_words
+from mallowspo_cli.experiments.bandit.methods import LABELS
 from tests.commands.conftest import Command
 
 SMALL = (
@@ -40,30 +42,59 @@ def test_the_command_leaves_rows_claims_and_pictures_and_the_same_again(
     assert len([row for row in single if row["at"].startswith("beta=")]) == settings * 4
     assert settings * 2 < len(single) - settings * 4 <= settings * 3
     summary = rows(first / "summary.csv")
-    assert sum(int(row["seeds"]) for row in summary) == len(single)
-    assert {"wrong_collapse", "wrong_collapse_half"} < set(summary[0])
-    results = json.loads((first / "results.json").read_text())
+    left_out = [r for r in single if r["phi_told"] == "unit_mean" and r["at"].startswith("kl=")]
+    assert sum(int(row["seeds"]) for row in summary) == len(single) - len(left_out)
+    setting = list(summary[0])[:6]
+    for row, name in product(summary[:20], ("kl", "wrong_collapse")):
+        of = [float(one[name]) for one in single if all(one[key] == row[key] for key in setting)]
+        assert float(row[name]) == pytest.approx(sum(of) / len(of), rel=6e-3, abs=1e-5)
     report = (first / "report.md").read_text()
-    listed = {(row["section"], row["claim"]): row for row in rows(first / "claims.csv")}
-    assert len(listed) > 40
-    assert len(listed) == sum(map(len, results["claims"].values()))
-    for section, claims in results["claims"].items():
-        for claim in claims:
-            row = listed[section, claim["claim"]]
-            assert f"| {claim['claim']} |" in report
-            assert claim["verdict"] == row["found"]
-            if claim["value"] is not None:
-                assert float(row["mean"]) == pytest.approx(claim["value"], rel=1e-3, abs=1e-6)
     for picture in first.glob("*.png"):
         assert f"({picture.name})" in report
-    assert len(list(first.glob("*.png"))) == 4
+    assert len(list(first.glob("*.png"))) == 5
     assert "report: first/report.md" in done.out
     # The terminal has the report's first five lines and no more.
     top = report.partition("## ")[0].replace("**", "").strip().splitlines()[1:]
     assert done.out.strip().splitlines()[:-1] == top[1:]
     assert [line[:2] for line in top if line[:1].isdigit()] == [f"{n}." for n in range(1, 6)]
-    assert "-0.0000" not in report.partition("## All claims")[0]
+    assert "-0.0000" not in report
     assert "-0.0e" not in report
+    order = [report.index(f"## {part}") for part in ("Set-up", "One prompt", "Many", "All claims")]
+    assert order == sorted(order)
+    assert_claims_agree(first)
+
+
+def assert_claims_agree(place: Path) -> None:
+    """The report, the CSV and the JSON have the same claims, numbers and verdicts."""
+    results = json.loads((place / "results.json").read_text())
+    listed = {(row["section"], row["claim"]): row for row in rows(place / "claims.csv")}
+    assert len(listed) == sum(map(len, results["claims"].values())) > 40
+    shown = cells((place / "report.md").read_text().partition("## All claims")[2])
+    assert len(shown) == len(listed)
+    for section, claims in results["claims"].items():
+        for claim in claims:
+            row = listed[section, claim["claim"]]
+            assert claim["verdict"] == row["found"]
+            method = max((m for m in LABELS.values() if claim["claim"].startswith(m)), key=len)
+            text = claim["claim"].removeprefix(method).lstrip(",: ")
+            cell = shown[section, method, text]
+            assert cell.endswith(f" **{claim['verdict']}**")
+            if claim["value"] is not None:
+                assert float(row["mean"]) == pytest.approx(claim["value"], rel=1e-3, abs=1e-6)
+                assert float(cell.split()[0]) == pytest.approx(claim["value"], abs=6e-5)
+
+
+def cells(report: str) -> dict[tuple[str, str, str], str]:
+    """What the tables say by section, column and first cell of the row."""
+    found = {}
+    for part in report.split("### ")[1:]:
+        section, *lines = part.splitlines()
+        head, _, *table = [line.strip("| ").split(" | ") for line in lines if line[:1] == "|"]
+        for text, _measure, *values in table:
+            found |= {
+                (section, m, text): v for m, v in zip(head[-len(values) :], values, strict=True)
+            }
+    return found
 
 
 def test_one_prompt_alone_and_one_method_alone_run_too(mallowspo: Command, tmp_path: Path) -> None:
@@ -76,7 +107,8 @@ def test_one_prompt_alone_and_one_method_alone_run_too(mallowspo: Command, tmp_p
     told = {row["phi_told"] for row in rows(tmp_path / "here" / "rows.csv")}
     assert told == {"true", "unit_mean"}
     report = (tmp_path / "here" / "report.md").read_text()
-    assert "Many prompts" not in report.split("## Limits")[0].split("## Set-up")[1]
+    assert "**Many prompts**" not in report
+    assert "## Many prompts" not in report
 
 
 def test_the_defaults_are_those_of_the_help(mallowspo: Command) -> None:

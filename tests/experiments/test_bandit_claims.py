@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 from mallowspo_cli.evaluation.claims import Claim
+from mallowspo_cli.evaluation.strata import Estimate
 from mallowspo_cli.experiments.bandit.headline import headline
 from mallowspo_cli.experiments.bandit.many_prompts import GROUPS, ManyPrompts, run_many_prompts
 from mallowspo_cli.experiments.bandit.many_prompts_claims import many_prompts_claims
-from mallowspo_cli.experiments.bandit.methods import SHUFFLED, TRUE, Variant
+from mallowspo_cli.experiments.bandit.methods import LABELS, SHUFFLED, TRUE, Variant
 from mallowspo_cli.experiments.bandit.one_prompt import Grid, OnePrompt, run_one_prompt
 from mallowspo_cli.experiments.bandit.one_prompt_claims import one_prompt_claims, one_prompt_gain
 from mallowspo_cli.experiments.bandit.results import results
 from mallowspo_cli.experiments.bandit.world import PromptsGrid
+from mallowspo_cli.report.bandit_claims import claims_tables
+from mallowspo_cli.report.bandit_means import many_prompts_tables
 
 SMALL = Grid(
     dispersions=(0.05, 0.9),
@@ -132,6 +135,20 @@ def test_claims_at_equal_kl_leave_out_samples_without_a_minimum(one: OnePrompt):
             for found in (one, spoilt)
         )
         assert bool(np.array_equal(before, after, equal_nan=True)) is same
+    before, after = (
+        [claim.row() for claim in one_prompt_claims(found)[EQUAL_KL]] for found in (one, spoilt)
+    )
+    assert before == after
+
+
+def test_the_line_of_one_prompt_at_equal_kl_leaves_out_samples_without_a_minimum(one: OnePrompt):
+    regrets = one.outcomes["regret"].copy()
+    theta = one.variants.index(Variant("mallows_theta", TRUE))
+    regrets[theta][:, one.without_optimum == 1] += 0.5
+    spoilt = replace(one, outcomes={**one.outcomes, "regret": regrets})
+    first, *_ = headline(spoilt, None).values()
+    assert first == next(iter(headline(one, None).values()))
+    assert first[0].estimate.prompts == SMALL.seeds
 
 
 def test_differences_of_the_solvers_size_are_no_finding(one: OnePrompt, many: ManyPrompts):
@@ -140,6 +157,19 @@ def test_differences_of_the_solvers_size_are_no_finding(one: OnePrompt, many: Ma
     assert same.verdict == "not seen"
     assert (same.estimate.low, same.estimate.high) == (0.0, 0.0)
     assert any(claim.estimate.value for group in others for claim in group)
+
+
+def test_what_rounds_to_0_has_no_minus(one: OnePrompt, many: ManyPrompts):
+    reward = 1e-9 * np.random.default_rng(0).standard_normal(many.values["reward"].shape)
+    found = results(one, replace(many, values={**many.values, "reward": reward}), {}, {})
+    assert all(-1e-8 < e["gain"]["value"] < 1e-8 for e in found["prompts_by_setting"])
+    assert any(e["gain"]["value"] < 0 for e in found["prompts_by_setting"])
+    gains = "\n".join(many_prompts_tables(found)).partition("Gain in reward")[2]
+    assert "+0.0 [+0.0, +0.0]e-3" in gains
+    assert "-0.0" not in gains
+    nothing = Claim("DPO: more", "reward", Estimate(-1e-9, -1e-9, 1e-9, 3))
+    (line,) = (x for x in claims_tables({"all": [nothing]}, LABELS) if x.startswith("| more"))
+    assert "+0.0000 [0.0000, 0.0000]" in line
 
 
 def test_the_main_lines_are_five_with_both_distances_and_both_budgets(

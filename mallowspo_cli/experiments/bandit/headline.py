@@ -16,7 +16,7 @@ def headline(one: OnePrompt, many: ManyPrompts | None) -> dict[str, list[Claim]]
     if (THETA, DPO) not in compared(one.variants):
         return {}
     lines = {
-        "One prompt, equal KL: less regret (here it is DPO at another beta)": [_same_ray(one)],
+        "One prompt, equal KL: less regret (there it is DPO at another beta)": [_same_ray(one)],
         "One prompt, equal beta: less peaked": _peaks(one),
     }
     if many is None:
@@ -40,8 +40,9 @@ def headline(one: OnePrompt, many: ManyPrompts | None) -> dict[str, list[Claim]]
 
 def _same_ray(one: OnePrompt) -> Claim:
     every = range(len(one.grid.dispersions))
-    values = one_prompt_gain(one, "regret", Variant(THETA, TRUE), every, [AT_KL])
-    return claim("all phi", f"regret at {AT_KL}, DPO minus method", values)
+    values = one_prompt_gain(one, "regret", Variant(THETA, TRUE), every, [AT_KL], True)
+    text = "averaged over phi, where the loss has a minimum"
+    return claim(text, f"regret at {AT_KL}, DPO minus method", values)
 
 
 def _peaks(one: OnePrompt) -> list[Claim]:

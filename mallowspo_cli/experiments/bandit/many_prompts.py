@@ -97,11 +97,12 @@ def run_many_prompts(grid: Grid, wanted: PromptsGrid) -> ManyPrompts:
     betas = np.full((len(chosen), len(PENALTIES), *settings), np.nan)
     for (index, variant), (regime, name) in product(enumerate(chosen), enumerate(REGIMES)):
         ray, strength = _ray(world, variant, name, most)
-        trained = _logits(world.features, ray)
+        trained, new = (_logits(of, ray) for of in (world.features, world.new_features))
         tie = tie_of(trained, strength if name == "converged" else None)
-        # A large scale would make a preference of the hair that the solver leaves between ties.
-        trained = with_ties(trained, tie) if name == "converged" else trained
-        groups = _groups(world, trained, _logits(world.new_features, ray))
+        if name == "converged":
+            # A large scale would make a preference of the hair that the solver leaves in ties.
+            trained, new = with_ties(trained, tie), with_ties(new, tie)
+        groups = _groups(world, trained, new)
         found = [_at_kl(groups, tie, target) for target in targets]
         if name == "converged":
             scales = [most / own_beta(variant.method, beta) for beta in grid.betas]

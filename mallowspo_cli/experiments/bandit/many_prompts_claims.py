@@ -60,7 +60,9 @@ def difference(
 
 def _at_equal_kl(found: ManyPrompts, regime: str) -> Iterator[Claim]:
     conflicts = [
-        (index, f"conflict {conflict:g}" if conflict else "features that rank all arms rightly")
+        (index, f"features that miss part of the ranking (conflict {conflict:g})")
+        if conflict
+        else (index, "features that rank all arms rightly")
         for index, conflict in enumerate(found.grid.conflicts)
     ]
     for (method, base), distance in product(compared(found.variants), found.distances):

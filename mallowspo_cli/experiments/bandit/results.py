@@ -1,6 +1,5 @@
 """The bandits' results as plain values: the set-up, means over seeds and settings, claims."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from typing import Any, Final
@@ -12,7 +11,6 @@ from mallowspo_cli.evaluation.claims import Claim, t_estimate
 from mallowspo_cli.experiments.bandit.claims import AT_KL
 from mallowspo_cli.experiments.bandit.many_prompts import (
     GROUPS,
-    MEAN_KL_TARGETS,
     MEASURES,
     PENALTIES,
     REGIMES,
@@ -21,13 +19,12 @@ from mallowspo_cli.experiments.bandit.many_prompts import (
 from mallowspo_cli.experiments.bandit.methods import LABELS, PHI_BETAS, TRUE, Variant, neg_log
 from mallowspo_cli.experiments.bandit.one_prompt import (
     BUDGETS,
-    KL_TARGETS,
     Grid,
     OnePrompt,
     budget_name,
     equal_beta,
 )
-from mallowspo_cli.experiments.bandit.outcomes import OUTCOMES, kl_targets, mean_by_seed
+from mallowspo_cli.experiments.bandit.outcomes import OUTCOMES, mean_by_seed
 from mallowspo_cli.experiments.mallows_model import Floats, pair_marginals
 
 MOST_MISSED: Final = 0.01
@@ -47,15 +44,12 @@ def results(
         "budgets": {budget_name(b): equal_beta(one.grid, b) for b in BUDGETS},
         "phi_betas": PHI_BETAS,
         "penalties": list(PENALTIES),
-        "kl_targets": list(kl_targets(KL_TARGETS, one.grid.arms)),
-        "mean_kl_targets": list(kl_targets(MEAN_KL_TARGETS, one.grid.arms)),
         "compared_at": AT_KL,
         "labels": LABELS,
         "agreement": _agreement(one.grid),
         "without_optimum": _without_optimum(one),
         "missed_kl": _missed_kl(one),
         "by_dispersion": _by_dispersion(one),
-        "largest_sample": _by_dispersion(one, distance=0, pairs=int(np.argmax(one.grid.pairs))),
         "prompts": [] if many is None else _by_group(many),
         "prompts_by_setting": [] if many is None else _by_setting(many),
         "chosen_at_an_end": None if many is None else many.chosen_at_an_end,
@@ -64,24 +58,21 @@ def results(
     }
 
 
-def _by_dispersion(
-    one: OnePrompt, distance: int | None = None, pairs: int | None = None
-) -> list[dict[str, Any]]:
-    """Means over seeds, and over distances and sizes unless one is named, for each phi and all.
+def _by_dispersion(one: OnePrompt) -> list[dict[str, Any]]:
+    """Means over seeds, distances and sizes, for each phi and all.
 
     At equal KL over the samples whose loss has a minimum; none where a wrong phi is the truth, or
     where ties keep more than MOST_MISSED of them from that KL.
     """
     found = []
-    places = [None if distance is None else [distance], None, None if pairs is None else [pairs]]
     for (v, variant), (a, at) in product(enumerate(one.variants), enumerate(one.at)):
         meant = _meant(one, at)
         for place, phi in enumerate((*one.grid.dispersions, "all")):
-            places[1] = None if phi == "all" else [place]
-            asked = _taken(meant, places)
+            taken = slice(None) if phi == "all" else slice(place, place + 1)
+            asked = meant[:, taken]
             entry: dict[str, Any] = {**asdict(variant), "at": at, "phi": phi}
             for name in OUTCOMES:
-                values = np.where(asked, _taken(one.outcomes[name][v, a], places), np.nan)
+                values = np.where(asked, one.outcomes[name][v, a][:, taken], np.nan)
                 # A mean over some of the phi or samples would be compared with one over all.
                 some = np.isnan(values[asked]).mean() > MOST_MISSED if asked.any() else True
                 entry[name] = _estimate(values[:0] if some else values)
@@ -92,13 +83,6 @@ def _by_dispersion(
 def _meant(one: OnePrompt, at: str) -> NDArray[np.bool_]:
     """(distance, dispersion, pairs, seed) samples that a mean at this place is over."""
     return (one.without_optimum == 0) | (not at.startswith("kl="))
-
-
-def _taken(values: NDArray[Any], places: Sequence[list[int] | None]) -> NDArray[Any]:
-    """Along the first axes those places; None: all."""
-    for axis, wanted in enumerate(places):
-        values = values if wanted is None else np.take(values, wanted, axis=axis)
-    return values
 
 
 def _agreement(grid: Grid) -> dict[str, list[float]]:

@@ -18,6 +18,7 @@ from mallowspo_cli.experiments.bandit.many_prompts import (
     ManyPrompts,
     tuned,
 )
+from mallowspo_cli.experiments.bandit.methods import UNIT_MEAN
 from mallowspo_cli.experiments.bandit.one_prompt import OnePrompt
 from mallowspo_cli.experiments.bandit.outcomes import OUTCOMES
 
@@ -48,19 +49,25 @@ def one_prompt_rows(one: OnePrompt) -> Rows:
 
 
 def one_prompt_summary(one: OnePrompt) -> Rows:
-    """The same over the seeds that have it: means, and half the width of the 95 % t interval."""
-    names = [name for outcome in OUTCOMES for name in (outcome, f"{outcome}_half")]
+    """The same over the seeds that have it: means to three digits and, but for the KL, half the
+    width of the 95 % t interval to two. Without the scaled w at equal KL, where it changes little.
+    """
+    names = [n for outcome in OUTCOMES for n in (outcome, f"{outcome}_half") if n != "kl_half"]
     yield ("method", "phi_told", "at", "distance", "dispersion", "pairs", "seeds", *names)
     grid = one.grid
     settings = list(product(grid.distances, grid.dispersions, grid.pairs))
     for (v, variant), (a, at) in product(enumerate(one.variants), enumerate(one.at)):
-        of = [one.outcomes[name][v, a].reshape(len(settings), -1) for name in OUTCOMES]
+        if variant.told == UNIT_MEAN and at.startswith("kl="):
+            continue
+        of = {name: one.outcomes[name][v, a].reshape(len(settings), -1) for name in OUTCOMES}
         for index, setting in enumerate(settings):
-            estimates = [t_estimate(values[index]) for values in of]
-            if estimates[0].prompts:
-                numbers = [number for e in estimates for number in (e.value, e.high - e.value)]
-                first = (variant.method, variant.told, at, *setting, estimates[0].prompts)
-                yield (*first, *numbers)
+            estimates = {name: t_estimate(values[index]) for name, values in of.items()}
+            seeds = estimates["kl"].prompts
+            if seeds:
+                columns = {name: f"{e.value:.3g}" for name, e in estimates.items()}
+                columns |= {f"{n}_half": f"{e.high - e.value:.2g}" for n, e in estimates.items()}
+                numbers = (float(columns[name]) for name in names)
+                yield (variant.method, variant.told, at, *setting, seeds, *numbers)
 
 
 def many_prompts_rows(many: ManyPrompts, one: OnePrompt) -> Rows:
