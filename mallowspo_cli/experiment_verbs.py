@@ -52,12 +52,14 @@ def out_of_distribution(words: Sequence[str]) -> None:
       mallowspo experiment out-of-distribution recipe=hh_pythia_dpo targets=shp,stack_exchange \\
         objectives=hh_dpo,hh_theta,hh_phi
       mallowspo experiment out-of-distribution train_on=rated:movies \\
-        targets=rated:products,rated:tweets seeds=0,1,2 train.max_steps=20
+        targets=rated:products,rated:tweets seeds=3 train.max_steps=20
 
     Trains each objective with each seed in a process of its own, scores every run on its held-out
     pairs and on the targets, and compares all objectives with the first, pair by pair and seed by
-    seed. A run that fails is recorded, and the rest goes on; the same command goes on where it was
-    stopped. Writes report.md, results.json, rows.csv and accuracy.png.
+    seed. Pairs of training prompts, and target pairs that are held out of the training data, are
+    left out and counted. A run that fails is recorded, and the rest goes on; the same command goes
+    on where it was stopped, if the training data is still the same. Checkpoints of finished runs
+    are removed. Writes report.md, results.json, rows.csv and accuracy.png.
 
     \b
     targets=A,B        names in recipes/dataset/, files, or texts that people rated, out of the
@@ -67,12 +69,13 @@ def out_of_distribution(words: Sequence[str]) -> None:
     objectives=A,B     the first is the baseline; NAME+KEY=VALUE sets keys of objective, dispersion
                        or train for one entry, as in mallows_theta+dispersion.mode=shuffled
                        (default: dpo, mallows_theta, and mallows_phi with three times the beta)
-    seeds=A,B          default: 0,1,2
+    seeds=N            of each objective, from 0 on (default: 3)
     eval.limit=N       most pairs of each data set to evaluate on (default: 500)
     train_pairs=N      pairs of a rated corpus to train on (default: 1000)
     max_chars=N        longest text of a rated corpus (default: any)
     to=DIR             report, logs and runs (default: reports/out-of-distribution)
-    KEY=VALUE          any other recipe key, for all runs
+    KEY=VALUE          any other recipe key, for all runs, but those of objective and
+                       dispersion.mode, which are an entry's own
     """
     verb("experiment_ood").run(list(words))
 
@@ -116,20 +119,22 @@ def bandit(words: Sequence[str]) -> None:
 
     Solves DPO, IPO and the Mallows losses, as they train, to convergence for each setting and seed:
     one prompt, and many prompts of low and high dispersion that share parameters, told the true
-    phi, a wrong one or another prompt's. Writes results.json, rows.csv (single seeds), summary.csv,
-    prompts.csv, report.md with each claim's verdict, and pictures.
+    phi, a wrong one or another prompt's. Prints the answer for Mallows-theta in five lines; writes
+    report.md, claims.csv, results.json, rows.csv (single seeds), summary.csv, prompts.csv and
+    pictures.
 
     \b
     arms=N              arms of a prompt (default: 5; Spearman takes at most 7)
     distances=NAMES     of the raters' model: all, kendall or spearman
-    dispersions=A,B     phi of the raters (default: 0.05,0.3,0.6065,0.9)
+    dispersions=A,B     phi of the raters, 1e-12 to 0.9999 (default: 0.05,0.3,0.6065,0.9)
     pairs=N,M           preferences on the one prompt (default: 16,100,1000)
-    betas=A,B           of every objective (default: 0.05,0.1,0.5,1)
+    betas=A,B           of every objective, 1e-4 to 1000; Mallows-phi takes 3 times as much
+                        (default: 0.05,0.1,0.5,1)
     objectives=NAMES    all, or some of dpo,ipo,mallows_theta,mallows_phi_exact,
                         mallows_phi_smooth,mallows_ipo
     wrong_phi=A,B       what methods are told in the truth's place, or none (default: 0.05,0.9)
-    seeds=N, seed=N     how many, at least 2, and the first (default: 60 from 0; 2 to 3 minutes)
-    prompts=N           half of the lowest, half of the highest phi (default: 16; 0: none)
+    seeds=N, seed=N     how many, at least 2, and the first (default: 60 from 0; 3 to 4 minutes)
+    prompts=N           even: half of the lowest, half of the highest phi (default: 16; 0: none)
     features=N          parameters that the prompts share (default: 8)
     prompt_pairs=N,M    preferences on each prompt (default: 8,64)
     conflicts=A,B       how far the features miss the central rankings (default: 0,1)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mallowspo_cli.commands.prepare import (
 from mallowspo_cli.commands.show import print_preferences
 from mallowspo_cli.commands.subject import check_finished, check_named, is_run, model_words
 from mallowspo_cli.commands.words import own_words, whole_number
+from mallowspo_cli.data.table import TokenizedPair
 from mallowspo_cli.distributed import log, set_up_logging
 from mallowspo_cli.errors import EvalError, RecipeError
 from mallowspo_cli.evaluation.preference import ScoredPairs, score_pairs
@@ -85,23 +86,7 @@ def evaluate(
     assert prepared.held_out is not None
     pairs = prepared.held_out[:limit]
     reference = _reference(subject, prepared, device)
-    model = load_model(
-        model_directory(subject.policy),
-        TORCH_DTYPES[subject.policy.dtype],
-        subject.policy.attention,
-    )
-    policy = PairScorer(model)
-    score = in_precision(policy.to(device).eval(), recipe.train.precision, device)
-    objective = recipe.objective.at_step(subject.running)
-    scored = score_pairs(
-        scorer_for(objective, score),
-        pairs,
-        objective,
-        reference,
-        recipe.reference.pack_tokens,
-        device,
-        policy.layout,
-    )
+    scored = policy_scorer(recipe, subject.policy, subject.running, device)(pairs, reference)
     results = {
         "model": str(subject.run or subject.policy.source),
         "reference": recipe.model.source if reference is not None else None,
@@ -111,6 +96,34 @@ def evaluate(
         **scored.summary().as_dict(),
     }
     return results, scored
+
+
+def policy_scorer(
+    recipe: Recipe, policy: ModelConfig, running: Mapping[str, float], device: torch.device
+) -> Callable[[Sequence[TokenizedPair], Reference | None], ScoredPairs]:
+    """Load a model; returns what scores pairs with it, under the recipe's objective and precision.
+
+    Args:
+        running: the objective's running statistics after the model's last step.
+    """
+    scorer = PairScorer(
+        load_model(model_directory(policy), TORCH_DTYPES[policy.dtype], policy.attention)
+    )
+    score = in_precision(scorer.to(device).eval(), recipe.train.precision, device)
+    objective = recipe.objective.at_step(running)
+
+    def scored(pairs: Sequence[TokenizedPair], reference: Reference | None) -> ScoredPairs:
+        return score_pairs(
+            scorer_for(objective, score),
+            pairs,
+            objective,
+            reference,
+            recipe.reference.pack_tokens,
+            device,
+            scorer.layout,
+        )
+
+    return scored
 
 
 def _subject(model: str, reference: str | None, overrides: list[str]) -> Subject:

@@ -1,6 +1,7 @@
 """`mallowspo experiment out-of-distribution`: train on one data set, evaluate on others."""
 
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +10,15 @@ from typing import Any
 import transformers.utils.logging
 
 from mallowspo_cli.commands.jobs import Job, check_job, train_job
-from mallowspo_cli.commands.ood_datasets import Evaluated, prepared_sets, training_words
-from mallowspo_cli.commands.ood_evaluation import RunResults, evaluate_run
-from mallowspo_cli.commands.ood_words import Entry, Wanted, experiment_words, words_of
+from mallowspo_cli.commands.ood_datasets import DataSets, Evaluated, prepared_sets, training_words
+from mallowspo_cli.commands.ood_evaluation import RunResults, evaluate_run, fill_stores
+from mallowspo_cli.commands.ood_words import (
+    Entry,
+    Wanted,
+    check_places,
+    experiment_words,
+    words_of,
+)
 from mallowspo_cli.commands.prepare import one_process
 from mallowspo_cli.commands.subject import clean_name
 from mallowspo_cli.distributed import console, log, set_up_logging
@@ -21,7 +28,9 @@ from mallowspo_cli.experiments.out_of_distribution import analyse
 from mallowspo_cli.experiments.rated_files import MEANING, PREFIX, prompt_of, write_rated
 from mallowspo_cli.files import make_directory, write_json, write_text
 from mallowspo_cli.models.load import load_tokenizer, model_directory
-from mallowspo_cli.recipe.load import load_recipe
+from mallowspo_cli.objectives.base import objective_name
+from mallowspo_cli.recipe.choices import DispersionMode
+from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 from mallowspo_cli.recipe.schema import Recipe
 from mallowspo_cli.report.out_of_distribution import (
     as_csv,
@@ -31,7 +40,7 @@ from mallowspo_cli.report.out_of_distribution import (
 )
 from mallowspo_cli.training.watch import StoppedError
 
-QUIET = ("eval.at_start=false", "eval.at_end=false", "eval.kl_prompts=0")
+QUIET = ("eval.at_start=false", "eval.at_end=false", "eval.every=0", "eval.kl_prompts=0")
 """What a run would measure of itself is measured afterwards; the user's own words come later."""
 
 
@@ -42,18 +51,21 @@ def run(words: list[str]) -> None:
         transformers.utils.logging.disable_progress_bar()
     wanted = experiment_words(words)
     one_process("experiment out-of-distribution")
-    jobs = _jobs(wanted)
+    jobs = jobs_of(wanted)
     for _, _, job in jobs:
         check_job(job)
     recipe = _recipe(jobs[0][2])
     inside = wanted.train_on or recipe.dataset.title
+    check_places([inside, *wanted.targets])
     if inside.startswith(PREFIX):
-        write_rated(inside, wanted.sizes.train_pairs, wanted.sizes.limit, wanted.sizes.max_chars)
+        write_rated(inside, wanted.sizes.train_pairs, wanted.sizes.max_chars)
     make_directory(wanted.to, "the report")
     tokenizer = load_tokenizer(model_directory(recipe.model), recipe.model.chat_template)
     sets = prepared_sets(recipe, tokenizer, inside, wanted.targets, wanted.sizes)
-    done, failed = _train_and_evaluate(jobs, sets, wanted.to)
-    _report(wanted, recipe, sets, done, failed)
+    sets.keep(wanted.to)
+    fill_stores([_recipe(job) for _, _, job in jobs], sets.evaluated)
+    done, failed = _train_and_evaluate(jobs, sets.evaluated, wanted.to)
+    _report(wanted, jobs, sets, done, failed)
     if failed:
         raise EvalError(
             f"{len(failed)} of {len(jobs)} runs failed, first {failed[0]['run']}: "
@@ -61,7 +73,7 @@ def run(words: list[str]) -> None:
         )
 
 
-def _jobs(wanted: Wanted) -> list[tuple[Entry, int, Job]]:
+def jobs_of(wanted: Wanted) -> list[tuple[Entry, int, Job]]:
     """All runs, seed by seed, so that what was stopped early has all objectives of a seed."""
     data = training_words(wanted.train_on, wanted.sizes) if wanted.train_on else []
     found = []
@@ -74,13 +86,40 @@ def _jobs(wanted: Wanted) -> list[tuple[Entry, int, Job]]:
                 *(*wanted.overrides, *entry.words, f"seed={seed}", f"name={name}-seed{seed}"),
                 f'output_dir="{directory}"',
             )
-            found.append((entry, seed, Job(f"{name}-seed{seed}", words, directory)))
+            loaded = load_recipe(wanted.recipe, list(words[1:]))
+            found.append((entry, seed, Job(f"{name}-seed{seed}", words, directory, loaded)))
     return found
 
 
 def _recipe(job: Job) -> Recipe:
-    name, *overrides = job.words
-    return load_recipe(name.removeprefix("recipe="), overrides).recipe
+    assert job.loaded is not None
+    return job.loaded.recipe
+
+
+def controls_of(jobs: Sequence[tuple[Entry, int, Job]]) -> dict[str, str | None]:
+    """Entries whose recipe puts a control in the place of estimated weights, and for each the entry
+    whose recipe is the same with estimated ones; None where there is none.
+    """
+    loaded = {entry.label: job.loaded for entry, _, job in reversed(jobs) if job.loaded is not None}
+    rest = {label: _but_for_mode(recipe) for label, recipe in loaded.items()}
+    modes = {
+        label: found.recipe.dispersion.mode
+        for label, found in loaded.items()
+        if found.recipe.objective.needs_dispersion
+    }
+    treated = [label for label, mode in modes.items() if mode is DispersionMode.estimated]
+    return {
+        label: next((other for other in treated if rest[other] == rest[label]), None)
+        for label in modes
+        if label not in treated
+    }
+
+
+def _but_for_mode(loaded: LoadedRecipe) -> tuple[str, dict[str, Any]]:
+    """What a run is but for its seed, its place and its dispersion's mode."""
+    tree = {k: v for k, v in loaded.tree.items() if k not in ("name", "output_dir", "seed")}
+    dispersion = {key: value for key, value in tree["dispersion"].items() if key != "mode"}
+    return objective_name(loaded.recipe.objective), {**tree, "dispersion": dispersion}
 
 
 def _train_and_evaluate(
@@ -93,7 +132,8 @@ def _train_and_evaluate(
         try:
             reason = train_job(job, to / "logs" / f"{job.name}.log")
             if reason is None:
-                done.append((entry, seed, evaluate_run(job.directory, sets)))
+                _tidy(job)
+                done.append((entry, seed, evaluate_run(job.directory, _recipe(job), sets)))
         except StoppedError:
             raise
         except MallowsPOError as error:
@@ -107,21 +147,31 @@ def _train_and_evaluate(
     return done, failed
 
 
+def _tidy(job: Job) -> None:
+    """Remove a finished run's checkpoints, which nothing reads any more, unless the best is asked
+    for.
+    """
+    if _recipe(job).checkpoint.best_by is None:
+        shutil.rmtree(job.directory / "checkpoints", ignore_errors=True)
+
+
 def _report(
     wanted: Wanted,
-    recipe: Recipe,
-    sets: Sequence[Evaluated],
+    jobs: Sequence[tuple[Entry, int, Job]],
+    sets: DataSets,
     done: Sequence[tuple[Entry, int, RunResults]],
     failed: list[dict[str, str]],
 ) -> None:
     entries = [entry.label for entry in wanted.entries]
-    controls = {e.label: e.control_of for e in wanted.entries if e.control_of is not None}
-    scored = [Scored(entry.label, seed, found.tables) for entry, seed, found in done]
-    inside, *targets = [data.name for data in sets]
-    results, claims = analyse(scored, entries, inside, targets, controls)
+    scored = [
+        Scored(entry.label, seed, found.tables, found.about["reward"])
+        for entry, seed, found in done
+    ]
+    inside, *targets = [data.name for data in sets.evaluated]
+    results, claims = analyse(scored, entries, inside, targets, controls_of(jobs))
     results |= {
-        "setup": _setup(wanted, recipe, inside),
-        "data": {data.name: data.about for data in sets},
+        "setup": _setup(wanted, _recipe(jobs[0][2]), inside, len(sets.train)),
+        "data": {data.name: data.about for data in sets.evaluated},
         "runs": [
             {"entry": entry.label, "seed": seed, **found.about} for entry, seed, found in done
         ],
@@ -136,7 +186,7 @@ def _report(
     print_results(results, claims, wanted.to)
 
 
-def _setup(wanted: Wanted, recipe: Recipe, inside: str) -> dict[str, Any]:
+def _setup(wanted: Wanted, recipe: Recipe, inside: str, train_pairs: int) -> dict[str, Any]:
     rated = [name for name in (inside, *wanted.targets) if name.startswith(PREFIX)]
     return {
         "command": shlex.join(
@@ -149,9 +199,7 @@ def _setup(wanted: Wanted, recipe: Recipe, inside: str) -> dict[str, Any]:
         "entries": [entry.label for entry in wanted.entries],
         "seeds": list(wanted.seeds),
         "sizes": asdict(wanted.sizes),
-        "precision": recipe.train.precision.value,
-        "learning_rate": recipe.train.learning_rate,
-        "global_batch_size": recipe.train.global_batch_size,
+        "train_pairs": train_pairs,
         "meaning": MEANING if rated else None,
         "prompts": {name: prompt_of(name) for name in rated},
     }

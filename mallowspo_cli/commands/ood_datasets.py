@@ -1,19 +1,29 @@
 """Data sets of `mallowspo experiment out-of-distribution`: by name, and ready to be scored."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from mallowspo_cli.commands.ood_overlap import Known, same_data
 from mallowspo_cli.data.dataset import has_split
 from mallowspo_cli.data.prepare import PreparedSplit, prepare_split
 from mallowspo_cli.data.table import TokenizedPairs
 from mallowspo_cli.distributed import log
-from mallowspo_cli.errors import DataError, RecipeError
-from mallowspo_cli.experiments.rated_files import NAMES, PREFIX, rated_path, write_rated
+from mallowspo_cli.errors import CheckpointError, DataError, RecipeError
+from mallowspo_cli.experiments.rated_files import (
+    DOCUMENT,
+    NAMES,
+    PREFIX,
+    rated_path,
+    write_rated,
+)
+from mallowspo_cli.files import write_json
 from mallowspo_cli.recipe.find import option_names
 from mallowspo_cli.recipe.load import load_base
 from mallowspo_cli.recipe.nearest import nearest
@@ -41,10 +51,46 @@ class Evaluated:
 
     name: str
     pairs: TokenizedPairs
-    one_prompt: bool
-    """Whether all pairs answer one prompt, so that the pair is what is resampled."""
+    documents: list[str] | None
+    """What each pair of a rated corpus is resampled with; None: its prompt, or itself where all
+    share one."""
     about: dict[str, object]
-    """For the report: where it lies, what was left out."""
+    """For the report: how much there is, what was left out."""
+
+    @property
+    def digest(self) -> str:
+        """Names the pairs."""
+        return _digest(self.pairs.pair_ids)
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """What is trained on, and what is evaluated on."""
+
+    train: TokenizedPairs
+    held_out: TokenizedPairs
+    """All pairs that the training data holds out."""
+    evaluated: list[Evaluated]
+    """The held-out pairs that are scored, then the targets'."""
+
+    def keep(self, place: Path) -> None:
+        """Write what the runs in `place` are trained on, unless that is there.
+
+        Raises:
+            CheckpointError: they began with other data. A finished run is not trained again, so it
+                would be scored on pairs that it has seen.
+        """
+        found = {}
+        for name, pairs in (("train", self.train), ("held_out", self.held_out)):
+            found |= {f"{name}_pairs": len(pairs), f"{name}_digest": _digest(pairs.pair_ids)}
+        file = place / "data.json"
+        if file.is_file() and (before := json.loads(file.read_text())) != found:
+            changed = [key for key in found if found[key] != before.get(key)]
+            raise CheckpointError(
+                f"the runs in {place} began with other data: {', '.join(changed)} changed since "
+                "(data.json). Put the data back, or start anew (to=DIR)."
+            )
+        write_json(file, found)
 
 
 def check_name(name: str) -> None:
@@ -65,7 +111,7 @@ def training_words(name: str, sizes: Sizes) -> list[str]:
     """Recipe words that choose a data set to train on; nothing is read or written."""
     if not name.startswith(PREFIX):
         return _words(name)
-    place = rated_path(name, sizes.train_pairs, sizes.limit, sizes.max_chars)
+    place = rated_path(name, sizes.train_pairs, sizes.max_chars)
     return [
         *("dataset=local", f"dataset.path={json.dumps(str(place))}", "dataset.format=scored"),
         "dataset.eval_split=eval",
@@ -75,7 +121,7 @@ def training_words(name: str, sizes: Sizes) -> list[str]:
 def target_config(name: str, sizes: Sizes) -> DatasetConfig:
     """A data set that nothing is trained on; a rated corpus is written where it is not there."""
     if name.startswith(PREFIX):
-        place = write_rated(name, 0, sizes.limit, sizes.max_chars)
+        place = write_rated(name, 0, sizes.max_chars)
         return DatasetConfig(path=str(place), format="scored", max_length=1024)
     words = _words(name)
     if Path(name).expanduser().exists():
@@ -91,15 +137,15 @@ def prepared_sets(
     inside: str,
     targets: Sequence[str],
     sizes: Sizes,
-) -> list[Evaluated]:
-    """The held-out pairs of the recipe's data set under the name `inside`, then the targets'.
+) -> DataSets:
+    """The recipe's data set, under the name `inside`, and the targets.
 
     Raises:
         DataError: data that cannot be read, without held-out pairs, or all of it trained on.
         RecipeError: a target that is the recipe's data set.
     """
     config, column = recipe.dataset, recipe.dispersion.column
-    held_out = prepare_split(config, "eval", tokenizer, column)
+    held_out = prepare_split(config, "eval", tokenizer, _document(inside) or column)
     if held_out is None:
         raise DataError(
             f"{inside} has no held-out pairs. Name a split (dataset.eval_split=NAME), or take some "
@@ -107,26 +153,25 @@ def prepared_sets(
         )
     train = prepare_split(config, "train", tokenizer, column)
     assert train is not None
-    trained_on = set(train.pairs.pair_ids)
-    found = [_evaluated(inside, held_out, set(), sizes.limit)]
+    known = Known.of(train.pairs, held_out.pairs)
+    found = [_evaluated(inside, held_out, known.causes(held_out.pairs, True), sizes.limit)]
     for name in targets:
         # The user's word on broken rows holds for all data.
         target = replace(target_config(name, sizes), on_error=config.on_error)
-        if _content(target) == _content(config):
-            raise RecipeError(f"{name} is what is trained on. Name other data sets in targets=.")
+        if same_data(target, config):
+            raise RecipeError(
+                f"{name} is what is trained on, or a part of it. Name other data sets in targets=."
+            )
         split = "eval" if has_split(target, "eval") else "train"
-        ready = prepare_split(target, split, tokenizer)
+        ready = prepare_split(target, split, tokenizer, _document(name))
         assert ready is not None
-        found.append(_evaluated(name, ready, trained_on, sizes.limit))
-    return found
+        found.append(_evaluated(name, ready, known.causes(ready.pairs, False), sizes.limit))
+    return DataSets(train.pairs, held_out.pairs, found)
 
 
-def _content(config: DatasetConfig) -> tuple[object, ...]:
-    """What tells whether two names stand for the same data."""
-    place = Path(config.path or "").expanduser()
-    path = str(place.resolve()) if config.path and place.exists() else config.path
-    parts = [(part.path, part.subset, part.data_dir) for part in config.parts.values()]
-    return (path, config.subset, config.data_dir, *parts)
+def _document(name: str) -> str | None:
+    """The column with the number of a pair's document, where the data set has one."""
+    return DOCUMENT if name.startswith(PREFIX) else None
 
 
 def _words(name: str) -> list[str]:
@@ -141,32 +186,45 @@ def _has_eval(place: Path) -> bool:
     return place.is_dir() and any(place.glob("eval.*"))
 
 
-def _evaluated(name: str, split: PreparedSplit, trained_on: set[str], limit: int) -> Evaluated:
-    """At most `limit` pairs, drawn from all that were not trained on."""
+def _evaluated(
+    name: str, split: PreparedSplit, causes: Sequence[str | None], limit: int
+) -> Evaluated:
+    """At most `limit` pairs, drawn from all that have no cause to be left out."""
     ids = split.pairs.pair_ids
     # A pair that is there twice has one row in the reference store, and counts once.
     first = {pair: index for index, pair in reversed(list(enumerate(ids)))}
-    fresh = np.asarray(sorted(i for pair, i in first.items() if pair not in trained_on), np.int64)
+    known = Counter(cause for index in first.values() if (cause := causes[index]) is not None)
+    told = "; ".join(f"{count} {cause}" for cause, count in sorted(known.items()))
+    fresh = np.asarray(sorted(i for i in first.values() if causes[i] is None), np.int64)
     if len(fresh) == 0:
-        raise DataError(f"{name}: all of its {len(ids)} pairs are training pairs.")
+        raise DataError(
+            f"{name}: none of its {len(ids)} pairs is new to what is trained ({told}). Name "
+            "another data set."
+        )
     drawn = np.random.default_rng(DRAW_SEED).permutation(len(fresh))[:limit]
     pairs = split.pairs.take(fresh[np.sort(drawn)])
     prompts = len(set(pairs.values("prompt_key").tolist()))
+    documents = None
+    if _document(name) is not None:
+        documents = [f"{number:.0f}" for number in pairs.values("column").tolist()]
     lengths = pairs.lengths
     about: dict[str, object] = {
         "pairs": len(pairs),
         "prompts": prompts,
+        "documents": None if documents is None else len(set(documents)),
         "of": len(fresh),
-        "trained_on": len(trained_on & set(ids)),
+        "known": dict(sorted(known.items())),
         "left_out": dict(split.pairs.losses),
         "prompt_tokens": float(lengths[:, 0].mean()),
         "response_tokens": float(lengths[:, 1:].mean()),
     }
     log.info("%s: %d of %d pairs, %d prompts", name, len(pairs), len(fresh), prompts)
-    _tell(split.pairs.losses)
-    return Evaluated(name, pairs, prompts == 1, about)
-
-
-def _tell(losses: Mapping[str, int]) -> None:
-    for cause, count in losses.items():
+    if told:
+        log.info("  not scored: %s", told)
+    for cause, count in split.pairs.losses.items():
         log.info("  %d %s", count, cause)
+    return Evaluated(name, pairs, documents, about)
+
+
+def _digest(pair_ids: Sequence[str]) -> str:
+    return hashlib.blake2b("".join(pair_ids).encode(), digest_size=16).hexdigest()

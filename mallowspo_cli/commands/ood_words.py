@@ -1,5 +1,6 @@
 """The words of `mallowspo experiment out-of-distribution`, checked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +15,17 @@ OWN = (
 )
 OF_JOBS = {
     "objective": "Name them in objectives=A,B.",
-    "seed": "Name them in seeds=0,1,2.",
+    "seed": "seeds=N trains with seeds 0 to N - 1.",
     "name": "Each run has one of its own.",
     "output_dir": "All runs are in to=DIR.",
 }
 """Recipe keys that this command gives to each run."""
 ENTRY_KEYS = ("objective.", "dispersion.", "train.")
 """Beginnings of what an entry may set: all entries have one model and the same pairs."""
+OF_ENTRIES = ("objective.", "dispersion.mode")
+"""What cannot be set for all: a beta would leave each entry's own, a mode makes controls."""
 DEFAULT_OBJECTIVES = "dpo,mallows_theta,mallows_phi+objective.beta=0.3"
 """Equal steps at first: w has mean 1, and the phi link's slope at 0 is a third of the others'."""
-CONTROLS = tuple(f"dispersion.mode={mode}" for mode in ("shuffled", "constant", "inverse"))
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,6 @@ class Entry:
     label: str
     objective: str
     words: tuple[str, ...]
-
-    @property
-    def control_of(self) -> str | None:
-        """Label of the same entry with its weights as estimated; None: it is no control."""
-        others = [word for word in self.words if word not in CONTROLS]
-        if len(others) == len(self.words):
-            return None
-        return "+".join([self.objective, *others])
 
 
 @dataclass(frozen=True)
@@ -68,6 +62,11 @@ def experiment_words(words: list[str]) -> Wanted:
         key = word.partition("=")[0].lstrip("+")
         if key in OF_JOBS:
             raise RecipeError(f"{word!r} is no word of this command. {OF_JOBS[key]}")
+        if key.startswith(OF_ENTRIES):
+            raise RecipeError(
+                f"{word!r} would hold for every objective. Give it to some: "
+                f"objectives=dpo,mallows_theta+{word}."
+            )
         if "train_on" in own and key in ("dataset", "dataset.path"):
             raise RecipeError(f"train_on={own['train_on']} and {word} name two data sets.")
     if "targets" not in own:
@@ -90,11 +89,27 @@ def experiment_words(words: list[str]) -> Wanted:
         train_on=own.get("train_on"),
         targets=targets,
         entries=_entries(own.get("objectives", DEFAULT_OBJECTIVES)),
-        seeds=_seeds(own.get("seeds", "0,1,2")),
+        seeds=tuple(range(whole_number(own, "seeds", 3))),
         sizes=sizes,
         to=Path(own.get("to", "reports/out-of-distribution")).expanduser(),
         overrides=tuple(overrides),
     )
+
+
+def check_places(names: Sequence[str]) -> None:
+    """Refuse data sets whose evaluations would be one file.
+
+    Raises:
+        RecipeError: names the two.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(clean_name(name), name)
+        if other != name:
+            raise RecipeError(
+                f"{other} and {name} would have the same files. Give one of them another name, "
+                "such as a link to it."
+            )
 
 
 def _distinct(key: str, text: str) -> tuple[str, ...]:
@@ -121,13 +136,6 @@ def _entries(text: str) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    parts = _distinct("seeds", text)
-    if not all(part.isdecimal() for part in parts):
-        raise RecipeError(f"seeds={text}: expected whole numbers, such as seeds=0,1,2.")
-    return tuple(map(int, parts))
-
-
 def words_of(wanted: Wanted) -> list[str]:
     """The words again, defaults written out."""
     sizes = wanted.sizes
@@ -137,7 +145,7 @@ def words_of(wanted: Wanted) -> list[str]:
     found += [
         f"targets={','.join(wanted.targets)}",
         f"objectives={','.join(entry.label for entry in wanted.entries)}",
-        f"seeds={','.join(map(str, wanted.seeds))}",
+        f"seeds={len(wanted.seeds)}",
         f"eval.limit={sizes.limit}",
         f"train_pairs={sizes.train_pairs}",
     ]

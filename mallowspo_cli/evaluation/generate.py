@@ -26,7 +26,7 @@ class SequenceKL:
 
     mean: float
     low: float
-    """Lower end of the 95 % interval (bootstrap over prompts)."""
+    """Lower end of the 95 % interval (bootstrap over prompts; over samples where there is one)."""
     high: float
     responses: int
     max_tokens: int
@@ -102,7 +102,9 @@ def sequence_kl(
             [ours.chosen_logps - theirs.chosen_logps, ours.rejected_logps - theirs.rejected_logps]
         )
         gaps += gap.T.flatten().tolist()
-    groups = [s.pair_id for s in samples for _ in range(2)]
+    # One prompt alone would be drawn every time, and the interval have no width.
+    alone = len(samples) == 1
+    groups = [f"{s.pair_id}/{i}" if alone else s.pair_id for s in samples for i in range(2)]
     low, high = bootstrap_interval(gaps, groups)
     return SequenceKL(float(np.mean(gaps)), low, high, len(gaps), max_tokens)
 

@@ -47,7 +47,7 @@ class PreferenceReport:
     accuracy: float
     """Share of pairs with the chosen reward above the rejected one; equal rewards count half."""
     accuracy_low: float
-    """Lower end of the 95 % interval (bootstrap over prompts)."""
+    """Lower end of the 95 % interval (bootstrap over prompts; over pairs where all share one)."""
     accuracy_high: float
     margin: float
     chosen_reward: float
@@ -85,6 +85,11 @@ class ScoredPairs:
     """(N,) estimated w, whatever the dispersion mode; None without a reference."""
 
     @property
+    def units(self) -> list[str]:
+        """What each pair is resampled with: its prompt, or the pair where all share a prompt."""
+        return self.prompts if len(set(self.prompts)) > 1 else self.pair_ids
+
+    @property
     def margins(self) -> Tensor:
         """(N,) chosen minus rejected reward."""
         return self.columns["chosen_reward"] - self.columns["rejected_reward"]
@@ -94,10 +99,10 @@ class ScoredPairs:
         return _summarise(self)
 
     def write(self, path: Path) -> None:
-        """A parquet file with a row a pair, for paired comparisons of models."""
+        """A parquet file for paired comparisons of models: a row a pair; `prompt` is its unit."""
         columns: dict[str, Any] = {
             "pair_id": pa.array(self.pair_ids, pa.string()),
-            "prompt": pa.array(self.prompts, pa.string()),
+            "prompt": pa.array(self.units, pa.string()),
             "win": pa.array(win_indicator(self.margins).tolist(), pa.float64()),
             "margin": pa.array(self.margins.tolist(), pa.float64()),
             "weight": pa.array(
@@ -135,7 +140,7 @@ def score_pairs(
     process, processes = share
     # As many passes in every process: engines need all of them at each. The last may be one that
     # another process counts.
-    passes = range(process, _up(len(packs), processes), processes)
+    passes = range(process, -(-len(packs) // processes) * processes, processes)
     rows: list[dict[str, Tensor]] = []
     order: list[int] = []
     total = sum(len(packs[index % len(packs)]) for index in passes)
@@ -206,7 +211,7 @@ def _check_finite(columns: dict[str, Tensor], ids: Sequence[str]) -> None:
 def _summarise(scored: ScoredPairs) -> PreferenceReport:
     means = {key: float(value.mean()) for key, value in scored.columns.items()}
     wins = win_indicator(scored.margins)
-    low, high = bootstrap_interval(wins.tolist(), scored.prompts)
+    low, high = bootstrap_interval(wins.tolist(), scored.units)
     displacement = means.pop("displacement")
     return PreferenceReport(
         pairs=len(wins),
@@ -239,10 +244,6 @@ def _by_tercile(scored: ScoredPairs, weights: Tensor) -> dict[str, dict[str, flo
         for index, name in enumerate(TERCILES)
         if bool((third == index).any())
     }
-
-
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
 
 
 def _prompt_key(pair: TokenizedPair) -> str:

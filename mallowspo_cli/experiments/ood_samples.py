@@ -41,12 +41,13 @@ class Table:
 
     pair_ids: list[str]
     units: list[str]
-    """What is resampled together: the pair's prompt, or the pair itself where all share one."""
+    """What is resampled together: the pair's prompt or document, or the pair itself where all share
+    a prompt."""
     wins: Array
     """(N,) 1 where the chosen reward is above, 0 below, 1/2 where both are equal."""
     margins: Array
-    """(N,) chosen minus rejected reward over beta: a difference of log-ratios in nats, which does
-    not grow with beta. The reward as it is where the objective has no beta."""
+    """(N,) chosen minus rejected reward over beta, in nats: does not grow with beta. The reward as
+    it is where the objective has no beta."""
     weights: Array
     """(N,) w of the reference's entropies; NaN where unknown."""
 
@@ -58,6 +59,8 @@ class Scored:
     entry: str
     seed: int
     tables: Mapping[str, Table]
+    reward: str = "log-ratio, summed"
+    """What margins are differences of: those of one kind alone are compared."""
 
 
 @dataclass(frozen=True)

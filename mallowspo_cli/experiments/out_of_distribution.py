@@ -41,32 +41,37 @@ def analyse(
     entries: Sequence[str],
     inside: str,
     targets: Sequence[str],
-    controls: Mapping[str, str],
+    controls: Mapping[str, str | None],
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[dict[str, Any], list[Claim]]:
     """Means, differences and gaps as plain values, and what they say of the claims.
 
     Entries without a finished run are left out. With one seed an interval speaks of these models
-    and other prompts; with several, of other seeds as well.
+    and other prompts; with several, of other seeds as well. Margins of two kinds of reward are not
+    compared.
 
     Args:
         entries: in order; the first is the baseline of all others.
         inside: the data set that was trained on (its held-out pairs).
-        controls: an entry that is a control, and the entry that it would be without.
+        controls: an entry that is a control, and the entry that it would be without (None: it is
+            not among them).
     """
     samples = _samples(runs, [inside, *targets], resamples, seed)
     present = [entry for entry in entries if any(run.entry == entry for run in runs)]
     outside = [*targets, *([OUTSIDE] if len(targets) > 1 else [])]
     compared = _comparisons(present, entries[0], controls)
+    rewards = {run.entry: run.reward for run in runs}
     differences = [
         {"entry": entry, "against": against, "data_set": place, "measure": measure}
         | paired(samples[against, place, measure], samples[entry, place, measure])
         for entry, against in compared
         for place in (inside, *outside)
         for measure in MEASURES
+        if measure == ACCURACY or rewards[entry] == rewards[against]
     ]
-    _correct(differences)
+    claimed = [r for r in differences if r["measure"] == ACCURACY and r["entry"] not in controls]
+    _correct(claimed)
     results = {
         "outcomes": [
             {"entry": entry, "data_set": place, "measure": measure}
@@ -80,9 +85,8 @@ def analyse(
         "resamples": resamples,
     }
     claims = [
-        _claim(row, inside, len(targets), row["against"] in controls)
-        for row in differences
-        if row["measure"] == ACCURACY and row["entry"] not in controls
+        _claim(row, inside, len(targets), controls.get(row["against"]) == row["entry"])
+        for row in claimed
     ]
     return results, claims
 
@@ -101,13 +105,13 @@ def _samples(runs: Sequence[Scored], places: Sequence[str], resamples: int, seed
 
 
 def _comparisons(
-    present: Sequence[str], baseline: str, controls: Mapping[str, str]
+    present: Sequence[str], baseline: str, controls: Mapping[str, str | None]
 ) -> list[tuple[str, str]]:
     """(entry, against): all against the baseline, and what has a control against that."""
     known = {
         control: treated
         for control, treated in controls.items()
-        if control in present and treated in present
+        if control in present and treated is not None and treated in present
     }
     against = [
         (entry, baseline)
@@ -162,8 +166,8 @@ def _claim(row: Mapping[str, Any], inside: str, num_targets: int, is_control: bo
     )
 
 
-def _correct(differences: Sequence[dict[str, Any]]) -> None:
-    """Add Holm's p over all differences of accuracy."""
-    tested = [row for row in differences if row["measure"] == ACCURACY and row["p"] is not None]
+def _correct(claimed: Sequence[dict[str, Any]]) -> None:
+    """Add Holm's p over the claims."""
+    tested = [row for row in claimed if row["p"] is not None]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = p

@@ -7,10 +7,14 @@ random rating is more likely above a random rating of the other. So what is pref
 everywhere, by the same scale of the same study, and only the texts differ. Texts of a pair are of
 like length, which keeps length from being the signal. Beside that they are joined at random, so
 raters agree on most pairs (60 % of the film reviews' have a Mallows phi below 0.2) and not on all.
+
+Product reviews and editorials are documents of several texts, whose ratings are alike. Both texts
+of a pair are then of one document, and a document is held out whole: it is what is resampled.
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -32,28 +36,34 @@ WISH: Final = "The more positive, the better."
 MEANING: Final = (
     "The prompt asks for a text that is as positive as can be; the chosen text of a pair is the "
     "one that its raters more likely rated above the other. Raters judged sentiment, texts are of "
-    "like length, and each text is in one pair at most."
+    "like length, and each text is in one pair at most. Pairs of product reviews and of editorials "
+    "are two sentences of one document; no document is both trained on and held out."
 )
-VERSION: Final = 1
+DOCUMENT: Final = "document"
+"""Column with the number of a pair's document."""
+HELD_OUT: Final = 500
+"""Pairs that are held out, or a third of them where there are fewer than three times as many."""
+VERSION: Final = 2
 """Of the files' content; part of their place."""
 SEED: Final = 0
 """Of the draw: the pairs are the same for all runs."""
 
 
-def rated_path(name: str, train: int, held_out: int, max_chars: int | None = None) -> Path:
+def rated_path(name: str, train: int, max_chars: int | None = None) -> Path:
     """Where `write_rated` puts the files of these arguments; nothing is fetched."""
-    made_of = [VERSION, rated_texts.SHA256, prompt_of(name), SEED, train, held_out, max_chars]
+    made_of = [VERSION, rated_texts.SHA256, prompt_of(name), SEED, train, max_chars]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
     return cache_directory() / "corpora" / "rated_pairs" / f"{name.removeprefix(PREFIX)}-{digest}"
 
 
-def write_rated(name: str, train: int, held_out: int, max_chars: int | None = None) -> Path:
-    """A directory with eval.jsonl (`held_out` pairs) and, unless `train` is 0, train.jsonl.
+def write_rated(name: str, train: int, max_chars: int | None = None) -> Path:
+    """A directory with eval.jsonl (the held-out pairs) and, unless `train` is 0, train.jsonl.
 
     Rows are of the layout `scored`: prompt, two responses, scores (the probability to be rated
     above the other), and in rater_scores every pair of a rating of one and a rating of the other,
-    whose Mallows phi is that of the raters (`human_dispersion`). Where the corpus runs out of texts
-    there are fewer training pairs. Held-out pairs do not depend on `train`.
+    whose Mallows phi is that of the raters (`human_dispersion`); `document` is a number. Where the
+    corpus runs out of texts there are fewer training pairs. Held-out pairs do not depend on
+    `train`, nor training pairs on how many are scored.
 
     Args:
         name: one of NAMES.
@@ -62,22 +72,22 @@ def write_rated(name: str, train: int, held_out: int, max_chars: int | None = No
     Raises:
         DataError: the corpora cannot be fetched or read, or give too few pairs.
     """
-    place = rated_path(name, train, held_out, max_chars)
+    place = rated_path(name, train, max_chars)
     if place.is_dir():
         return place
     corpus = read_corpus(fetch_corpora(), CORPORA[name.removeprefix(PREFIX)].stem)
-    rows = _rows(corpus, prompt_of(name), max_chars)
-    if len(rows) < held_out + min(train, 1):
+    held_out, rest = _split(_rows(corpus, prompt_of(name), max_chars))
+    if len(held_out) < 2 or not rest:
         limit = "" if max_chars is None else f" of at most {max_chars} characters"
         raise DataError(
-            f"{name} gives {len(rows)} pairs of texts{limit}, too few for {held_out} held-out pairs"
-            f"{' and some to train on' if train else ''}. Lower eval.limit, or raise max_chars."
+            f"{name} gives {len(held_out) + len(rest)} pairs of texts{limit}, too few to hold some "
+            "out. Raise max_chars."
         )
-    kept = rows[held_out : held_out + train]
+    kept = rest[:train]
     if len(kept) < train:
         log.info("%s: %d training pairs, not %d: its texts ran out", name, len(kept), train)
     with whole_directory(place) as target:
-        _write(target / "eval.jsonl", rows[:held_out])
+        _write(target / "eval.jsonl", held_out)
         if train:
             _write(target / "train.jsonl", kept)
     return place
@@ -91,20 +101,14 @@ def prompt_of(name: str) -> str:
 def _rows(corpus: RatedTexts, prompt: str, max_chars: int | None) -> list[dict[str, Any]]:
     """All pairs in a random order that depends on the texts alone, each text in one at most.
 
-    Neighbours by length are joined, equal lengths in random order. Pairs whose lengths differ by
-    more than a tenth are left out, and those in which neither text is rated above the other.
+    Left out are those in which neither text is rated above the other.
     """
     generator = np.random.default_rng(SEED)
-    lengths = np.asarray([len(text) for text in corpus.texts])
-    shuffled = generator.permutation(len(lengths))
-    kept = shuffled if max_chars is None else shuffled[lengths[shuffled] <= max_chars]
-    ordered = kept[np.argsort(lengths[kept], kind="stable")]
-    pairs = ordered[: len(ordered) // 2 * 2].reshape(-1, 2)
-    short, long = lengths[pairs[:, 0]], lengths[pairs[:, 1]]
+    pairs = np.asarray(_joined(corpus, max_chars, generator), np.int64).reshape(-1, 2)
     above = probability_above(corpus.counts[pairs[:, 0]], corpus.counts[pairs[:, 1]])
-    usable = np.flatnonzero((long <= short * LENGTH_RATIO) & (above != 0.5))
+    documents = {name: number for number, name in enumerate(dict.fromkeys(corpus.documents))}
     rows = []
-    for index in generator.permutation(usable):
+    for index in generator.permutation(np.flatnonzero(above != 0.5)):
         first, second = pairs[index] if above[index] > 0.5 else pairs[index][::-1]
         likely = float(max(above[index], 1 - above[index]))
         rows.append(
@@ -115,9 +119,52 @@ def _rows(corpus: RatedTexts, prompt: str, max_chars: int | None) -> list[dict[s
                 "rater_scores": [
                     [a, b] for a in corpus.ratings[first] for b in corpus.ratings[second]
                 ],
+                # Of two documents of one text each, one stands for both: they are in no other pair.
+                DOCUMENT: documents[corpus.documents[first]],
             }
         )
     return rows
+
+
+def _joined(
+    corpus: RatedTexts, max_chars: int | None, generator: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Neighbours by length, equal lengths in random order, whose lengths differ by a tenth at most.
+
+    Within a document; documents of one text are joined with each other.
+    """
+    lengths = np.asarray([len(text) for text in corpus.texts])
+    shuffled = generator.permutation(len(lengths))
+    kept = shuffled if max_chars is None else shuffled[lengths[shuffled] <= max_chars]
+    _, document, texts = np.unique(
+        np.asarray(corpus.documents)[kept], return_inverse=True, return_counts=True
+    )
+    group = np.where(texts[document] > 1, document, -1)
+    order = np.lexsort((lengths[kept], group))
+    ordered, group = kept[order], group[order]
+    found, place = [], 0
+    while place + 1 < len(ordered):
+        first, second = int(ordered[place]), int(ordered[place + 1])
+        alike = lengths[second] <= lengths[first] * LENGTH_RATIO
+        if alike and group[place] == group[place + 1]:
+            found.append((first, second))
+            place += 1
+        place += 1
+    return found
+
+
+def _split(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(held out, rest): documents, whole and in random order, until they have enough pairs."""
+    sizes = Counter(row[DOCUMENT] for row in rows)
+    wanted, held, size = min(HELD_OUT, len(rows) // 3), set[int](), 0
+    # By their numbers, not by the rows: there the larger ones come first.
+    for document in np.random.default_rng(SEED).permutation(sorted(sizes)).tolist():
+        if size >= wanted:
+            break
+        held.add(document)
+        size += sizes[document]
+    inside = [row for row in rows if row[DOCUMENT] in held]
+    return inside, [row for row in rows if row[DOCUMENT] not in held]
 
 
 def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:

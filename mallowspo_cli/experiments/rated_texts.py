@@ -89,6 +89,10 @@ class RatedTexts:
     """Of each text, in the order of the file."""
     counts: Floats
     """(N, 9): how many raters gave each value of SCALE."""
+    documents: list[str]
+    """Of each text, the review or article that it is a sentence of: raters rate its sentences alike
+    (correlation of two of a product review .40, of an editorial .17). Film reviews and tweets are
+    documents of one text each."""
     read: int
     """Rows of the file, before any were left out."""
     losses: Counter[str] = field(default_factory=Counter)
@@ -121,7 +125,7 @@ def read_corpus(archive: Path, stem: str) -> RatedTexts:
     ratings_file = _member(archive, f"{FOLDER}/{stem}_anonDataRatings.txt")
     texts_file = _member(archive, f"{FOLDER}/{stem}_GroundTruth.txt")
     ratings = {row[0]: row[1:] for row in _rows(ratings_file)}
-    texts, kept, losses = [], [], Counter[str]()
+    texts, kept, documents, losses = [], [], [], Counter[str]()
     rows, seen = _rows(texts_file), set[str]()
     for row in rows:
         values = _ratings(ratings.get(row[0], []))
@@ -137,10 +141,13 @@ def read_corpus(archive: Path, stem: str) -> RatedTexts:
             seen.add(text)
             texts.append(text)
             kept.append(values)
+            # Rows are named DOCUMENT_SENTENCE, or by a number alone.
+            documents.append(row[0].partition("_")[0])
     if not texts:
         raise DataError(f"{archive}: no usable text among the {len(rows)} rows of {stem}.")
     counts = [[values.count(step) for step in SCALE] for values in kept]
-    return RatedTexts(texts, kept, np.asarray(counts, dtype=np.float64), len(rows), losses)
+    numbers = np.asarray(counts, dtype=np.float64)
+    return RatedTexts(texts, kept, numbers, documents, len(rows), losses)
 
 
 def _member(archive: Path, name: str) -> str:

@@ -1,24 +1,26 @@
-"""The report of the bandits: what is so by definition, tables, claims, limits."""
+"""The report of the bandits: five lines, the set-up, what is so by definition, tables, claims."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 
 from mallowspo_cli.evaluation.claims import Claim
+from mallowspo_cli.report.bandit_claims import claims_tables, main_lines
 from mallowspo_cli.report.bandit_means import many_prompts_tables, one_prompt_tables
-from mallowspo_cli.report.claims import claims_table
-from mallowspo_cli.report.estimates import interval, markdown_table, number
 
 BY_DEFINITION = """\
 With one prompt the dispersion is one number, so Mallows-theta at (beta, w) is DPO at w beta, and
 Mallows-IPO is IPO at w beta: what they gain at equal beta, DPO or IPO gains by another beta. Every
-loss here reads beta times the log-ratio gap, so the logits of the optimum are a direction over
-beta, and a method's path over beta is one ray: at equal KL only the direction is compared, and the
-order of the arms is the same at every KL. Many prompts with shared parameters are where w can do
-more than rescale beta; even there one w for all prompts is DPO.
+loss here reads beta times the log-ratio gap, so where the loss has a minimum its logits are a
+direction over beta, and a method's path over beta is one ray. There, at equal beta, Mallows-theta
+and Mallows-IPO are less peaked where w is above 1 and more where it is below; measured is by how
+much. At equal KL only the direction is compared, and the order of the arms is the same at every KL:
+Mallows-theta is DPO and Mallows-IPO is IPO, and no claim. Many prompts with shared parameters are
+where w can do more than rescale beta; even there one w for all prompts is DPO. The first step of
+Mallows-IPO is that of Mallows-theta but for a factor (DPO's and IPO's likewise), and the smooth
+Kendall link's is nearly so: they are no claims.
 """
 LIMITS = """\
 Bandits of a few arms with a uniform reference and Gaussian features, not language models. The
@@ -27,122 +29,130 @@ disagree as much as one where they agree, and the best policy under it alone is 
 less collapse is not a gain by itself. `converged` is an optimum, `first gradient step` is where
 training begins; fine-tuning of an epoch or a few is in between. phi is told, where in training it
 is estimated; `told shuffled` is told right by chance for half of the prompts. Means over settings
-depend on which settings are there: see the tables setting by setting. Intervals are not corrected
-for the number of claims: of forty that are all void, two would be expected to leave out 0.
+depend on which settings are there: see the tables setting by setting.
 """
+CAPTIONS: Final = {
+    "collapse": "Max-arm probability with one prompt at equal beta.",
+    "trade_off": "Regret and KL at each beta, means over distances, sizes and seeds: such means "
+    "lie on no one path, so their lines may cross.",
+    "gain_converged": "Many prompts, converged: gain in reward at equal KL.",
+    "gain_first_step": "Many prompts, first gradient step: the same.",
+    "prompts_frontier": "Many prompts, converged: reward against KL.",
+}
 
 
 def as_markdown(
-    results: Mapping[str, Any], claims: Mapping[str, Sequence[Claim]], pictures: Sequence[Path]
+    results: Mapping[str, Any],
+    claims: Mapping[str, Sequence[Claim]],
+    main: Mapping[str, Sequence[Claim]],
+    pictures: Sequence[Path],
 ) -> str:
-    """The whole report. `pictures` lie beside it."""
-    one_prompt = {name: group for name, group in claims.items() if name.startswith("One")}
-    many_prompts = {name: group for name, group in claims.items() if name not in one_prompt}
-    lines = [
-        "# Bandit: does MallowsPO collapse less, and trade off better?",
-        "",
-        *verdicts(claims),
-        "",
-        *_reading(claims),
-        BY_DEFINITION,
-        *(f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures),
-        "",
-        "## Set-up",
-        "",
-        *_set_up(results),
-        "",
-        "## One prompt",
-        "",
-        *one_prompt_tables(results),
-        *_claims(one_prompt),
-    ]
-    if results["prompts"]:
-        lines += ["## Many prompts", "", *many_prompts_tables(results), *_claims(many_prompts)]
-    return "\n".join([*lines, "## Limits", "", LIMITS])
+    """The whole report. `main`: sentence to numbers. `pictures` lie beside it."""
+    many = ["## Many prompts", "", *many_prompts_tables(results)] if results["prompts"] else []
+    return "\n".join(
+        [
+            "# Bandit: does MallowsPO collapse less, and trade off better?",
+            "",
+            *main_lines(main, "**"),
+            "",
+            "## Set-up",
+            "",
+            *_set_up(results),
+            "",
+            "## By definition",
+            "",
+            BY_DEFINITION,
+            "## Pictures",
+            "",
+            *_pictures(pictures),
+            "## One prompt",
+            "",
+            *one_prompt_tables(results),
+            *many,
+            "## Limits",
+            "",
+            LIMITS,
+            "## All claims",
+            "",
+            *claims_tables(claims, results["labels"]),
+        ]
+    )
 
 
-def verdicts(claims: Mapping[str, Sequence[Claim]]) -> list[str]:
-    """For each section, how its claims came out, as lines of a list."""
+def print_results(main: Mapping[str, Sequence[Claim]], place: Path) -> None:
+    """The main sentences and where the report is, on the terminal."""
+    out = Console(highlight=False, markup=False)
+    out.print("\n".join(main_lines(main)), soft_wrap=True)
+    out.print(f"report: {place / 'report.md'}", soft_wrap=True)
+
+
+def _pictures(paths: Sequence[Path]) -> list[str]:
     lines = []
-    for section, group in claims.items():
-        found = Counter(claim.verdict for claim in group)
-        counts = ", ".join(f"{found[name]} {name}" for name in ("held", "not seen", "opposite"))
-        lines.append(f"- {section}: {counts}")
-    return lines
-
-
-def _reading(claims: Mapping[str, Sequence[Claim]]) -> list[str]:
-    """A table for each section: what was found of a claim, method by method."""
-    lines = []
-    for section, group in claims.items():
-        if not group:
-            continue
-        rows: dict[str, list[str]] = {}
-        names = dict.fromkeys(claim.text.split(": ", 1)[0] for claim in group)
-        for claim in group:
-            text = claim.text.split(": ", 1)[1]
-            rows.setdefault(text, [text]).append(f"{claim.verdict} {claim.estimate.value:+.4f}")
-        lines += [f"{section}:", "", *markdown_table(["", *names], list(rows.values())), ""]
-    return lines
-
-
-def _claims(claims: Mapping[str, Sequence[Claim]]) -> list[str]:
-    lines = []
-    for section, group in claims.items():
-        if not group:
-            lines += [f"### Claims. {section}", "", "No method is here with its baseline.", ""]
-            continue
-        lines += [f"### Claims. {section}", "", *claims_table(group, 4), ""]
+    for path in paths:
+        lines += [CAPTIONS[path.stem], f"![{path.stem.replace('_', ' ')}]({path.name})", ""]
     return lines
 
 
 def _set_up(results: Mapping[str, Any]) -> list[str]:
-    grid, prompts = results["grid"], results["prompts_grid"]
-    budget = f"{results['budget']:.0e}".replace("e+0", "e")
-    lines = [
-        f"{grid['arms']} arms, tabular softmax, uniform reference, float64. Raters: exact Mallows "
-        f"rankings, {' and '.join(grid['distances'])}, phi {_listed(grid['dispersions'])}; each "
-        "pair is of two arms drawn alike, preferred by a rater of its own. Pairs "
-        f"{_listed(grid['pairs'])}; beta {_listed(grid['betas'])}; {grid['seeds']} seeds from "
-        f"{grid['seed']}, the same samples for all methods. Intervals: 95% Student t over seeds, "
-        "each seed averaged over the other settings first.",
-        "",
-        "The losses are the project's own classes. `Converged`: Newton to the minimum of the mean "
-        f"loss plus |logits|^2 / (2 * {budget}). Where the loss falls for ever, as "
-        "when all pairs go one way, that is about as far as so many plain gradient steps of rate "
-        "1 lead, the same for all methods. With the exact Kendall link, which jumps at 0, it is "
-        "where gradients come to rest.",
-        "",
-        "Regret: 1 less the expected place in the central ranking, 1 the best arm, 0 the worst. "
-        "Pair accuracy: share of arm pairs that the policy's logits have in the central order, "
-        "ties half. A method's path of KL is its solution times a scale; arms that are tied stay "
-        "tied, so that a method that ties all of them stays at the reference at any KL asked for.",
-    ]
-    if prompts:
-        lines += [
-            "",
-            f"Many prompts: {prompts['prompts']}, half with phi {min(grid['dispersions']):g} "
-            f"(agreed), half with {max(grid['dispersions']):g} (disputed), and 64 new ones; logits "
-            f"linear in {prompts['features']} Gaussian features of an arm, "
-            f"{_listed(prompts['prompt_pairs'])} pairs of each prompt; the central ranking by a "
-            f"linear score plus {_listed(prompts['conflicts'])} times noise of like variance. KL "
-            "and reward are means over prompts. Chosen beta: for each method the one that does "
-            f"best on the other seeds by reward - {results['penalty']:g} KL.",
-        ]
-    return lines
+    """As a list: the raters, the training, the measures, and the prompts where there are some."""
+    many = [_prompts(results)] if results["prompts_grid"] else []
+    return [f"- {text}" for text in (_raters(results), _training(results), MEASURES, *many)]
+
+
+def _raters(results: Mapping[str, Any]) -> str:
+    grid = results["grid"]
+    agreement = "; ".join(
+        f"{name} raters prefer the best arm to another in {100 * low:.0f} to {100 * high:.0f}%"
+        for name, (low, high) in results["agreement"].items()
+    )
+    return (
+        f"**Raters**: exact Mallows rankings of {grid['arms']} arms, "
+        f"{' and '.join(grid['distances'])}, phi {_listed(grid['dispersions'])}; each pair is of "
+        "two arms drawn alike, preferred by a rater of its own. One phi is not one agreement: of "
+        f"phi {max(grid['dispersions']):g}, {agreement}. Pairs {_listed(grid['pairs'])}; "
+        f"{grid['seeds']} seeds from {grid['seed']}, the same samples for all methods. Intervals: "
+        "95% Student t over seeds, each seed averaged over the other settings first."
+    )
+
+
+def _training(results: Mapping[str, Any]) -> str:
+    budgets = list(results["budgets"])
+    return (
+        "**Training**: tabular softmax, uniform reference, float64; the losses are the project's "
+        "own classes. `Converged`: Newton to the minimum of the mean loss plus |logits|^2 / "
+        f"(2 * budget), of budget {budgets[-1]}. Where the loss falls for ever, as when all pairs "
+        "go one way, that is about as far as so many plain gradient steps of rate 1 lead, the same "
+        "for all methods; there the policy at equal beta is the budget's choice, so with one "
+        f"prompt it is measured under {' and '.join(budgets)}, and claims at equal KL are over the "
+        "samples whose loss has a minimum. With the exact Kendall link, which jumps at 0, it is "
+        f"where gradients come to rest. Beta {_listed(results['grid']['betas'])}; at equal beta "
+        f"Mallows-phi gets {results['phi_betas']:g} times the number, as its link is a third as "
+        "steep at 0. That changes no path over beta."
+    )
+
+
+MEASURES: Final = (
+    "**Regret**: 1 less the expected place in the central ranking, 1 the best arm, 0 the worst. "
+    "Pair accuracy: share of arm pairs that the policy's logits have in the central order, ties "
+    "half. A method's path of KL is its solution times a scale; arms that are tied stay tied, and "
+    "a policy that ties keep from the KL asked for is left out there."
+)
+
+
+def _prompts(results: Mapping[str, Any]) -> str:
+    phis, prompts = results["grid"]["dispersions"], results["prompts_grid"]
+    return (
+        f"**Many prompts**: {prompts['prompts']}, half with phi {min(phis):g} (agreed), half with "
+        f"{max(phis):g} (disputed), and 64 new ones; logits linear in {prompts['features']} "
+        f"Gaussian features of an arm, {_listed(prompts['prompt_pairs'])} pairs of each prompt; "
+        f"the central ranking by a linear score plus {_listed(prompts['conflicts'])} times noise "
+        "of like variance. KL and reward are means over prompts; at equal KL each group of prompts "
+        "has that KL of its own, by a scale of its own. Chosen beta: for each method the one that "
+        f"does best on the other seeds by reward less {_listed(results['penalties'])} times KL; "
+        f"{results['chosen_at_an_end']} of the choices are at an end of the betas tried, which are "
+        "the reference and a collapsed policy."
+    )
 
 
 def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def print_results(claims: Mapping[str, Sequence[Claim]], place: Path) -> None:
-    """Each claim with its number and verdict, on the terminal."""
-    out = Console(highlight=False, markup=False)
-    for section, group in claims.items():
-        out.print(section)
-        for claim in group:
-            value, ends = number(claim.estimate.value, 4), interval(vars(claim.estimate), 4)
-            out.print(f"  {claim.verdict:8} {value:>7} {ends:17} {claim.text}", soft_wrap=True)
-    out.print("\n".join(verdicts(claims)), soft_wrap=True)
-    out.print(f"report: {place / 'report.md'}", soft_wrap=True)

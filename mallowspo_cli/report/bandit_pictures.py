@@ -1,6 +1,7 @@
-"""The bandits' pictures: collapse by dispersion, regret and order against KL, groups of prompts."""
+"""The bandits' pictures: collapse by dispersion, regret against KL, groups of prompts."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,88 +24,94 @@ GROUPS: Final = {
     "high": "disputed prompts",
     "new": "new prompts",
 }
-REGIMES: Final = {"converged": "converged", "first_step": "first gradient step"}
+REGIMES: Final = ("converged", "first_step")
 
 
 def draw_bandit(results: Mapping[str, Any], place: Path) -> list[Path]:
     """The pictures that the results allow, written into a directory; their paths."""
     drawn = [_collapse(results, place / "collapse.png"), _trade(results, place / "trade_off.png")]
     if results["prompts"]:
-        drawn.append(_gains(results, place / "prompts_gain.png"))
+        drawn += [_gains(results, regime, place / f"gain_{regime}.png") for regime in REGIMES]
         drawn.append(_frontier(results, place / "prompts_frontier.png"))
     return drawn
 
 
 def _collapse(results: Mapping[str, Any], path: Path) -> Path:
-    """Max-arm probability by phi, a panel for each beta."""
-    betas, phis = results["grid"]["betas"], results["grid"]["dispersions"]
-    figure, panels = _panels(1, len(betas))
-    for axes, beta in zip(panels[0], betas, strict=True):
-        for method in _methods(results):
-            entries = [
-                e["max_arm"]
-                for e in _told_truth(results["by_dispersion"], method)
-                if e["at"] == f"beta={beta:g}" and e["phi"] != "all"
-            ]
-            _line(axes, method, phis, entries)
-        axes.set_title(f"beta {beta:g}", fontsize=9)
+    """Max-arm probability by phi, a row of panels for each budget, a panel for each beta."""
+    phis, rows = results["grid"]["dispersions"], list(results["budgets"].values())
+    figure, panels = _panels(len(rows), len(rows[0]))
+    for places, row in zip(rows, panels, strict=True):
+        for axes, at in zip(row, places, strict=True):
+            for method in _methods(results):
+                entries = [
+                    e["max_arm"]
+                    for e in _told_truth(results["by_dispersion"], method)
+                    if e["at"] == at and e["phi"] != "all"
+                ]
+                _line(axes, method, phis, entries)
+            axes.set_title(at.replace("=", " ").replace(" budget", ", budget"), fontsize=9)
+            axes.set_ylim(0, 1.03)
+        row[0].set_ylabel("max-arm probability")
+    for axes in panels[-1]:
         axes.set_xlabel("phi of the raters (left: they agree)")
-        axes.set_ylim(0, 1.03)
-    panels[0][0].set_ylabel("max-arm probability")
-    return _save(results, figure, path)
+    return _save(results, _methods(results), figure, path)
 
 
 def _trade(results: Mapping[str, Any], path: Path) -> Path:
-    """Regret and the order's accuracy against KL, a point for each beta, at two phi."""
+    """Regret against KL at the extremes of phi, a point for each beta; the largest budget."""
     phis = results["grid"]["dispersions"]
-    figure, panels = _panels(1, 4)
-    places = [(phi, name) for name in ("regret", "accuracy") for phi in (min(phis), max(phis))]
-    for axes, (phi, outcome) in zip(panels[0], places, strict=True):
+    *_, along = results["budgets"].values()
+    ends = sorted({min(phis), max(phis)})
+    figure, panels = _panels(1, len(ends))
+    for axes, phi in zip(panels[0], ends, strict=True):
         for method in _methods(results):
             entries = [
                 e
                 for e in _told_truth(results["by_dispersion"], method)
-                if e["phi"] == phi and e["at"].startswith("beta=")
+                if e["phi"] == phi and e["at"] in along
             ]
-            _line(axes, method, [e["kl"]["value"] for e in entries], [e[outcome] for e in entries])
+            _line(axes, method, [e["kl"]["value"] for e in entries], [e["regret"] for e in entries])
         axes.set_title(f"phi {phi:g}", fontsize=9)
         axes.set_xlabel("KL to the reference, nats")
-        axes.set_ylabel("regret" if outcome == "regret" else "pair accuracy")
-        axes.set_ylim((0, 0.55) if outcome == "regret" else (0.45, 1.02))
-    return _save(results, figure, path)
+        axes.set_ylim(0, 0.55)
+    panels[0][0].set_ylabel("regret")
+    return _save(results, _methods(results), figure, path)
 
 
-def _gains(results: Mapping[str, Any], path: Path) -> Path:
-    """Reward over the baseline's against mean KL: told the truth, and dotted told shuffled phi."""
-    figure, panels = _panels(2, len(GROUPS))
-    for row, (regime, name) in zip(panels, REGIMES.items(), strict=True):
+def _gains(results: Mapping[str, Any], regime: str, path: Path) -> Path:
+    """Reward over the baseline's against KL: told the truth, and dotted told shuffled phi."""
+    distances = results["grid"]["distances"]
+    methods = [method for method in _methods(results) if method.startswith("mallows")]
+    figure, panels = _panels(len(distances), len(GROUPS))
+    for row, distance in zip(panels, distances, strict=True):
         for axes, (group, title) in zip(row, GROUPS.items(), strict=True):
             for told, style in (("true", "-"), ("shuffled", ":")):
-                for method in _methods(results):
-                    path_of = _on_path(results, method, told, regime, group)
-                    entries = [e for e in path_of if e["told"] and "gain" in e]
+                for method in methods:
+                    path_of = _on_path(results, method, told, (regime, distance), group)
+                    entries = [e for e in path_of if "gain" in e]
                     targets = [float(e["at"].removeprefix("kl=")) for e in entries]
                     _line(axes, method, targets, [e["gain"] for e in entries], style)
             axes.axhline(0, color="grey", linewidth=1)
-            axes.set_title(f"{title}, {name}", fontsize=9)
-            axes.set_xlabel("mean KL, nats")
-        row[0].set_ylabel("reward over DPO's (IPO's)")
-    return _save(results, figure, path)
+            axes.set_title(f"{title}, {distance}", fontsize=9)
+        row[0].set_ylabel("reward over DPO's (IPO's);\ndotted: told shuffled phi")
+    for axes in panels[-1]:
+        axes.set_xlabel("their mean KL, nats")
+    return _save(results, methods, figure, path)
 
 
 def _frontier(results: Mapping[str, Any], path: Path) -> Path:
-    """Reward against KL, both of one group of prompts, told the truth."""
-    figure, panels = _panels(1, 4)
-    places = [(regime, group) for regime in REGIMES for group in ("low", "high")]
-    for axes, (regime, group) in zip(panels[0], places, strict=True):
+    """Reward against KL of agreed and of disputed prompts, converged, told the truth."""
+    places = list(product(results["grid"]["distances"], ("low", "high")))
+    figure, panels = _panels(1, len(places))
+    for axes, (distance, group) in zip(panels[0], places, strict=True):
         for method in _methods(results):
-            entries = _on_path(results, method, "true", regime, group)
+            entries = _on_path(results, method, "true", ("converged", distance), group)
             values = [e["kl"]["value"] for e in entries]
             _line(axes, method, values, [e["reward"] for e in entries])
-        axes.set_title(f"{GROUPS[group]}, {REGIMES[regime]}", fontsize=9)
-        axes.set_xlabel("their KL, nats")
+        axes.set_title(f"{GROUPS[group]}, {distance}", fontsize=9)
+        axes.set_xlabel("their mean KL, nats")
     panels[0][0].set_ylabel("their reward")
-    return _save(results, figure, path)
+    return _save(results, _methods(results), figure, path)
 
 
 def _methods(results: Mapping[str, Any]) -> list[str]:
@@ -116,13 +123,13 @@ def _told_truth(entries: Sequence[Mapping[str, Any]], method: str) -> list[Mappi
 
 
 def _on_path(
-    results: Mapping[str, Any], method: str, told: str, regime: str, group: str
+    results: Mapping[str, Any], method: str, told: str, of: tuple[str, str], group: str
 ) -> list[Mapping[str, Any]]:
-    """Entries at equal KL; a method that is told nothing has one kind."""
+    """Entries at equal KL of a (regime, distance); a method that is told nothing has one kind."""
     return [
         e
         for e in results["prompts"]
-        if (e["method"], e["regime"], e["group"]) == (method, regime, group)
+        if (e["method"], e["regime"], e["distance"], e["group"]) == (method, *of, group)
         and e["told"] in ("", told)
         and e["at"].startswith("kl=")
     ]
@@ -150,9 +157,9 @@ def _line(
 
 
 def _panels(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(3 * columns, 2.8 * rows + 0.5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(3 * columns, 2.5 * rows + 0.5), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey="row")
     for axes in panels.flat:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -162,17 +169,18 @@ def _panels(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
     return figure, [list(row) for row in panels]
 
 
-def _save(results: Mapping[str, Any], figure: Figure, path: Path) -> Path:
-    """With one legend for all panels."""
+def _save(results: Mapping[str, Any], methods: Sequence[str], figure: Figure, path: Path) -> Path:
+    """With one legend for all panels, in rows that fit the picture."""
     axes = figure.axes[0]
-    handles = [
-        axes.plot([], [], color=color, marker=marker, markersize=4, label=results["labels"][name])[
-            0
-        ]
-        for name, (color, marker) in STYLES.items()
-        if name in _methods(results)
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=6, frameon=False, fontsize=8)
+    handles = []
+    for method in methods:
+        color, marker = STYLES[method]
+        label = results["labels"][method]
+        handles += axes.plot([], [], color=color, marker=marker, markersize=4, label=label)
+    ncols = int(figure.get_figwidth() / 2)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=ncols, frameon=False, fontsize=8
+    )
     with whole_file(path) as temporary:
         # No software name or date inside: the same numbers give the same file.
         figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -42,21 +42,27 @@ def differences_table(results: Values) -> list[str]:
         [
             _compared(row),
             signed(row),
+            str(row["seeds"]),
             _p(row["p"]),
             _p(row.get("p_holm")),
             "-" if row["detectable"] is None else f"{row['detectable']:.3f}",
-            signed(margins[row["entry"], row["against"], row["data_set"]]),
+            "-" if margin is None else signed(margin),
         ]
         for row in by_place(results["differences"])
+        for margin in [margins.get((row["entry"], row["against"], row["data_set"]))]
     ]
     if not rows:
         return ["There is nothing to compare."]
-    head = ["data set, entries", "accuracy [95%]", "p", "Holm", "detectable", "margin, nats [95%]"]
+    head = [
+        *("data set, entries", "accuracy [95%]", "seeds", "p", "Holm", "detectable"),
+        "margin, nats [95%]",
+    ]
     return [
         *markdown_table(head, rows),
         "",
-        "`detectable`: the smallest true difference of accuracy that would be found with 80 % "
-        "power.",
+        "`seeds`: those that both entries have. `detectable`: the smallest true difference of "
+        "accuracy that would be found with 80 % power. Margins of different rewards (Objectives) "
+        "are not compared.",
     ]
 
 
@@ -119,8 +125,8 @@ def objectives_table(results: Values) -> list[str]:
         weight, found = "none", run["dispersion"]
         if run["weighted"] and found["weight_mean"] is not None:
             weight = f"{found['source']}, {found['mode']}, mean {found['weight_mean']:.3f}"
-        rows.append([entry, run["objective"], knobs, weight])
-    return markdown_table(["entry", "objective", "knobs", "w"], rows)
+        rows.append([entry, run["objective"], knobs, run["reward"], weight])
+    return markdown_table(["entry", "objective", "knobs", "reward over beta", "w"], rows)
 
 
 def data_table(results: Values) -> list[str]:
@@ -128,31 +134,47 @@ def data_table(results: Values) -> list[str]:
     rows = []
     for name, about in results["data"].items():
         left_out = "; ".join(f"{count}: {cause}" for cause, count in about["left_out"].items())
+        known = "; ".join(f"{count} {cause}" for cause, count in about["known"].items())
         rows.append(
             [
                 name,
                 f"{about['pairs']:,} of {about['of']:,}",
                 f"{about['prompts']:,}",
+                _resampled(about),
                 f"{about['prompt_tokens']:.0f} + {about['response_tokens']:.0f}",
-                f"{about['trained_on']:,}",
+                known or "none",
                 left_out or "none",
             ]
         )
-    head = ["data set", "pairs", "prompts", "tokens", "were training pairs", "left out or odd"]
+    head = [
+        *("data set", "pairs", "prompts", "resampled", "tokens", "not new to the runs"),
+        "left out or odd",
+    ]
     return [
         *markdown_table(head, rows),
         "",
-        "`tokens`: of the prompt + of a response, means. Where all pairs answer one prompt, pairs "
-        "are resampled in its place. Target pairs that were training pairs are not scored.",
+        "`tokens`: of the prompt + of a response, means. `resampled`: what is drawn together, for "
+        "intervals. `not new to the runs`: pairs that are not scored, since the runs were trained "
+        "on them, on their prompt or (where all training pairs have one prompt) on their two "
+        "responses; target pairs that the training data holds out are not scored either.",
     ]
 
 
+def _resampled(about: Values) -> str:
+    if about["documents"] is not None:
+        return f"{about['documents']:,} documents"
+    return f"{about['prompts']:,} prompts" if about["prompts"] > 1 else f"{about['pairs']:,} pairs"
+
+
 def runs_table(results: Values) -> list[str]:
-    """How long each run took, and how fast it was scored."""
+    """What each run was trained with, how long it took, and how fast it was scored."""
     rows = [
         [
             f"{run['entry']}, seed {run['seed']}",
-            f"{run['steps']:,}",
+            f"{run['train_pairs']:,}",
+            run["precision"],
+            f"{run['learning_rate']:g}",
+            f"{run['steps']:,} ({run['global_batch_size']})",
             f"{run['pairs_seen']:,}",
             f"{run['training_seconds']:.0f}",
             f"{run['training_pairs_per_second']:.2f}",
@@ -160,7 +182,10 @@ def runs_table(results: Values) -> list[str]:
         ]
         for run in results["runs"]
     ]
-    head = ["run", "steps", "pairs seen", "training, s", "pairs/s", "evaluation, pairs/s"]
+    head = [
+        *("run", "training pairs", "precision", "learning rate", "steps (pairs)", "pairs seen"),
+        *("training, s", "pairs/s", "evaluation, pairs/s"),
+    ]
     return markdown_table(head, rows)
 
 

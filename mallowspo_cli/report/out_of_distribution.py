@@ -34,13 +34,13 @@ COLUMNS = (
 """Of rows.csv: one row a run and data set."""
 
 MEANING = """\
-`accuracy`: share of pairs whose chosen response has the higher implicit reward, ties half; 0.5 is
-chance. The reward is without the dispersion weight. `margin`: mean of the chosen response's
-log-ratio minus the rejected one's, in nats (reward over beta, so that entries with different betas
-compare). Intervals are 95 %, prompts resampled {resamples} times. {seeds}
+`accuracy`: share of pairs whose chosen response has the higher implicit reward, ties half. The
+reward is without the dispersion weight. `margin`: mean of the chosen response's reward minus the
+rejected one's, over beta, so that entries with different betas compare: in nats of what Objectives
+says. Intervals are 95 %, prompts (or what Data says) resampled {resamples} times. {seeds}
 Differences are paired: of two runs of one seed, pair by pair. `p` is two-sided, `Holm` corrects it
-for all differences of accuracy in this report. Verdicts go by single intervals, so of 40 claims
-about nothing, two would seem to be something. `out of distribution` is the mean over the targets.
+for all claims of this report. Verdicts go by single intervals, so of 40 claims about nothing, two
+would seem to be something. `out of distribution` is the mean over the targets.
 """
 SEVERAL = """\
 Seeds and prompts are both
@@ -49,8 +49,8 @@ too; simulated, those of differences cover 92 to 97 % with three seeds on one da
 89 % for the mean over two.
 """
 ONE = """\
-With one seed they
-speak of these models on other prompts, not of another training run.
+Those of a
+single seed speak of these models on other prompts, not of another training run.
 """
 BETAS = """\
 w is scaled to a mean of 1 over the training pairs unless `dispersion.scale` says otherwise, so that
@@ -74,7 +74,7 @@ def as_markdown(results: Values, claims: Sequence[Claim], picture: str) -> str:
         "",
         *_section("Outcomes", outcomes_table(results)),
         MEANING.format(
-            resamples=results["resamples"], seeds=SEVERAL if len(setup["seeds"]) > 1 else ONE
+            resamples=results["resamples"], seeds=SEVERAL if _fewest_seeds(results) > 1 else ONE
         ),
         *_section("Differences", differences_table(results)),
         *_section("In minus out of distribution", gaps_table(results)),
@@ -90,12 +90,16 @@ def as_markdown(results: Values, claims: Sequence[Claim], picture: str) -> str:
 
 
 def verdict(results: Values, claims: Sequence[Claim]) -> str:
-    """What the claims come to, and whether the runs learned at all, in two sentences."""
+    """What the claims come to, and whether the runs learned at all, in two sentences.
+
+    An entry whose reward holds no whole reference does not begin at chance, and is left out.
+    """
     inside = results["setup"]["inside"]
+    compared = {run["entry"] for run in results["runs"] if run["begins_at_chance"]}
     learned = [
         row
         for row in results["outcomes"]
-        if row["data_set"] == inside and row["measure"] == "accuracy"
+        if row["data_set"] == inside and row["measure"] == "accuracy" and row["entry"] in compared
     ]
     above = [row["entry"] for row in learned if row["low"] is not None and row["low"] > 0.5]
     counts = [
@@ -103,10 +107,12 @@ def verdict(results: Values, claims: Sequence[Claim]) -> str:
         for name in ("held", "not seen", "opposite")
     ]
     told = f"Claims: {', '.join(counts)}." if claims else "Nothing could be compared."
+    if not learned:
+        return told
     names = f" ({', '.join(above)})" if above else ""
     return (
-        f"{told} In distribution {len(above)} of {len(learned)} entries rank held-out pairs better "
-        f"than chance{names}."
+        f"{told} In distribution {len(above)} of {len(learned)} entries with a reward against the "
+        f"reference rank held-out pairs better than chance{names}."
     )
 
 
@@ -175,13 +181,18 @@ def print_results(results: Values, claims: Sequence[Claim], place: Path) -> None
     out.print(f"report: {place / 'report.md'}", soft_wrap=True)
 
 
+def _fewest_seeds(results: Values) -> int:
+    """Of the seeds behind an interval of the report: runs that failed leave fewer."""
+    alone = [len(row["seeds"]) for row in results["outcomes"]]
+    return min([*alone, *(row["seeds"] for row in results["differences"])])
+
+
 def _setup(setup: Values) -> list[str]:
     lines = [
-        f"- recipe {setup['recipe']}, model {setup['model']}, {setup['precision']}",
-        f"- trained on {setup['inside']}; evaluated on its held-out pairs and on "
-        f"{', '.join(setup['targets'])}",
-        f"- seeds {', '.join(map(str, setup['seeds']))}; steps of {setup['global_batch_size']} "
-        f"pairs; learning rate {setup['learning_rate']:g}",
+        f"- recipe {setup['recipe']}, model {setup['model']}",
+        f"- trained on {setup['train_pairs']:,} pairs of {setup['inside']}; evaluated on its "
+        f"held-out pairs and on {', '.join(setup['targets'])}",
+        f"- seeds {', '.join(map(str, setup['seeds']))}",
     ]
     if setup["meaning"] is not None:
         lines.append(f"- {setup['meaning']} (Ratings: Hutto and Gilbert, ICWSM 2014.)")

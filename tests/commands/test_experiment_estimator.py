@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,22 @@ def test_one_seed_gives_no_interval_and_no_verdict(mallowspo: Command, tmp_path:
     assert (claim["verdict"], claim["low"]) == ("not seen", None)
 
 
-def test_the_defaults_are_those_of_the_help() -> None:
+def test_the_defaults_are_those_of_the_help(mallowspo: Command) -> None:
     settings, place = estimator_words([])
-    assert settings.items == (5, 10, 20, 50, 100)
-    assert (settings.prompts, settings.model_items, settings.steps) == (12, 8, 1000)
-    assert (settings.seeds, settings.seed, place) == (3, 0, Path("reports/estimator"))
+    shown = mallowspo("experiment", "estimator", "--help").out
+    told = dict(re.findall(r"^ *(\w+)=(?:.(?!\w+=))*?\(default: ([^;)]+)", shown, re.MULTILINE))
+    assert told == {
+        "items": ",".join(map(str, settings.items)),
+        "prompts": str(settings.prompts),
+        "model_items": str(settings.model_items),
+        "steps": str(settings.steps),
+        "seeds": str(settings.seeds),
+        "seed": str(settings.seed),
+        "to": str(place),
+    }
+
+
+def test_items_are_sorted_and_told_once() -> None:
     assert estimator_words(["items=20,5,20"])[0].items == (20, 5)
 
 

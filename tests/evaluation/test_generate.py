@@ -171,6 +171,16 @@ def test_the_sequence_kl_is_the_mean_log_ratio_of_the_samples_by_hand(
     assert found.mean > 0
 
 
+def test_the_sequence_kl_of_one_prompt_has_the_interval_of_its_samples(
+    scorers, tiny_tokenizer
+) -> None:
+    policy, reference = scorers
+    samples = sampled(policy.causal_model, tiny_tokenizer, prompts=PROMPTS[:1])
+    found = sequence_kl(policy, reference, samples, CPU, MAX_TOKENS, Layout.shared)
+    assert found.responses == 2
+    assert found.low < found.mean < found.high
+
+
 def test_the_sequence_kl_grows_with_the_distance(scorers, tiny_tokenizer) -> None:
     policy, reference = scorers
     samples = sampled(policy.causal_model, tiny_tokenizer)

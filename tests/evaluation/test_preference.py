@@ -288,6 +288,23 @@ def test_the_table_of_pairs_holds_what_the_report_is_the_mean_of(
     assert np.mean(table["win"]) == pytest.approx(found.accuracy)
 
 
+def test_where_all_pairs_share_a_prompt_pairs_are_resampled(
+    reference: Reference, tmp_path: Path
+) -> None:
+    shared = score_pairs(
+        *(scorer(), token_pairs([0] * 6), DPO(beta=BETA), reference, 4096, CPU, Layout.shared)
+    )
+    apart = score_pairs(scorer(), PAIRS, DPO(beta=BETA), reference, 4096, CPU, Layout.shared)
+    found = shared.summary()
+    assert found.accuracy_low < found.accuracy < found.accuracy_high
+    # Six units of a value each, as where each pair has a prompt of its own.
+    widths = [s.accuracy_high - s.accuracy_low for s in (found, apart.summary())]
+    assert widths[0] == pytest.approx(widths[1], abs=0.1)
+    shared.write(tmp_path / "pairs.parquet")
+    table = pq.read_table(tmp_path / "pairs.parquet").to_pydict()
+    assert table["prompt"] == table["pair_id"]
+
+
 def test_the_table_of_pairs_has_no_weights_without_a_reference(tmp_path: Path) -> None:
     scored = score_pairs(scorer(), PAIRS, SimPO(), None, 4096, CPU, Layout.shared)
     scored.write(tmp_path / "pairs.parquet")

@@ -60,16 +60,22 @@ def packed(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def write_archive(path: Path, corpora: dict[str, list[tuple[str, list[int]]]]) -> Path:
-    """A source distribution whose inner archive holds made-up corpora in the published format."""
+def write_archive(
+    path: Path, corpora: dict[str, list[tuple[str, list[int]]]], sentences: int = 1
+) -> Path:
+    """A source distribution whose inner archive holds made-up corpora in the published format.
+
+    So many texts after another are `sentences` of one document.
+    """
     files = {}
     for stem, rows in corpora.items():
         means = [sum(ratings) / len(ratings) for _, ratings in rows]
         texts = [
-            f"{i}_1\t{m:.9g}\t{t}" for i, ((t, _), m) in enumerate(zip(rows, means, strict=True))
+            f"{i // sentences}_{i % sentences + 1}\t{m:.9g}\t{t}"
+            for i, ((t, _), m) in enumerate(zip(rows, means, strict=True))
         ]
         rated = [
-            f"{i}_1\t{m:.11g}\t{np.std(r):.5f}\t{r}"
+            f"{i // sentences}_{i % sentences + 1}\t{m:.11g}\t{np.std(r):.5f}\t{r}"
             for i, ((_, r), m) in enumerate(zip(rows, means, strict=True))
         ]
         # As published: a byte order mark in some files, carriage returns, no newline at the end.
@@ -94,7 +100,8 @@ def made_up(num_texts: int, seed: int = 0, num_raters: int = 12) -> list[tuple[s
 
 def rated(rows: list[tuple[str, list[int]]]) -> RatedTexts:
     counts = np.concatenate([counts_of(ratings) for _, ratings in rows])
-    return RatedTexts([text for text, _ in rows], [r for _, r in rows], counts, len(rows))
+    texts, ratings = [text for text, _ in rows], [r for _, r in rows]
+    return RatedTexts(texts, ratings, counts, [str(i) for i in range(len(rows))], len(rows))
 
 
 def estimates(num_pairs: int, seed: int = 0) -> Estimates:
@@ -112,6 +119,7 @@ def test_every_row_is_read_or_counted(tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "a.tar.gz", {"tweets": [*good, ("Three", [1, 1, 2])]})
     corpus = read_corpus(archive, "tweets")
     assert corpus.texts == ["One text", "Two & texts", "Three"]
+    assert corpus.documents == ["0", "1", "2"]
     assert corpus.counts.sum(axis=1).tolist() == [3, 3, 2]
     assert corpus.counts[1].tolist() == [1, 0, 0, 0, 2, 0, 0, 0, 0]
     assert (corpus.read, dict(corpus.losses)) == (4, {"the same text again": 1})

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,12 @@ import torch
 from mallowspo_cli.evaluation.preference import ScoredPairs
 from mallowspo_cli.experiments.ood_samples import Scored, Table, read_table
 from mallowspo_cli.experiments.out_of_distribution import OUTSIDE, analyse
-from mallowspo_cli.report.out_of_distribution import as_csv, as_markdown, draw_accuracy
+from mallowspo_cli.report.out_of_distribution import (
+    as_csv,
+    as_markdown,
+    draw_accuracy,
+    verdict,
+)
 
 IN, OUT, FAR = "films", "gadgets", "posts"
 PAIRS = 120
@@ -191,6 +197,47 @@ def test_a_control_is_compared_with_what_it_controls_and_claims_nothing() -> Non
         assert {each["entry"] for each in results["differences"]} == {"theta"}
 
 
+def test_a_control_as_the_baseline_is_nobody_elses_control() -> None:
+    skill = {"theta+constant": 0.3, "theta": 0.6, "phi": 0.6}
+    runs = made_up(skill)
+    _, claims = analyse(runs, list(skill), IN, [OUT], {"theta+constant": "theta"}, resamples=200)
+    assert {claim.text.partition(", ")[2] for claim in claims} == {
+        "theta is better than its control theta+constant",
+        "phi is better than theta+constant",
+    }
+
+
+def test_holm_corrects_over_the_claims_alone() -> None:
+    # A control that is far worse: its p-values would come first in a family of all differences.
+    skill = {"dpo": 0.2, "theta": 0.24, "phi": 0.5, "theta+shuffled": -2.0}
+    controls = {"theta+shuffled": "theta"}
+    runs = made_up(skill, noise=0.6)
+    results, claims = analyse(runs, list(skill), IN, [OUT, FAR], controls, resamples=400)
+    rows = [each for each in results["differences"] if each["measure"] == "accuracy"]
+    of_claims = [each for each in rows if each["entry"] != "theta+shuffled"]
+    # Theta and phi against DPO, theta against its control; three data sets and their mean.
+    assert len(claims) == len(of_claims) == 12
+    assert len(rows) == 16
+    assert not any("p_holm" in each for each in rows if each not in of_claims)
+    ordered = sorted(of_claims, key=lambda each: each["p"])
+    least = 0.0
+    for rank, each in enumerate(ordered):
+        least = max(least, min(1.0, (12 - rank) * each["p"]))
+        assert each["p_holm"] == pytest.approx(least)
+    assert any(each["p"] < 0.05 < each["p_holm"] for each in of_claims)
+
+
+def test_margins_of_different_rewards_are_not_compared() -> None:
+    runs = [
+        replace(run, reward="log-prob, per token") if run.entry == "simpo" else run
+        for run in made_up({"dpo": 0.2, "phi": 0.6, "simpo": 0.6})
+    ]
+    results, claims = analyse(runs, ["dpo", "phi", "simpo"], IN, [OUT], {}, resamples=100)
+    measured = {(each["entry"], each["measure"]) for each in results["differences"]}
+    assert measured == {("phi", "accuracy"), ("phi", "margin"), ("simpo", "accuracy")}
+    assert len(claims) == 4
+
+
 def test_the_table_is_read_in_nats(tmp_path: Path) -> None:
     columns = {
         "chosen_reward": torch.tensor([0.3, 0.0, -0.6], dtype=torch.float64),
@@ -211,6 +258,12 @@ def reported(failed: list[dict[str, str]]) -> dict:
     results, claims = analyse(runs, entries, IN, [OUT, FAR], {}, resamples=200)
     about = {
         "objective": "dpo",
+        "reward": "log-ratio, summed",
+        "begins_at_chance": True,
+        "precision": "fp32",
+        "learning_rate": 1e-5,
+        "global_batch_size": 8,
+        "train_pairs": 321,
         "knobs": {"beta": 0.1, "link": "exact"},
         "weighted": True,
         "dispersion": {"source": "entropy", "mode": "estimated", "weight_mean": 1.0, "scale": 2.0},
@@ -225,8 +278,9 @@ def reported(failed: list[dict[str, str]]) -> dict:
     data = {
         "pairs": PAIRS,
         "prompts": 1,
+        "documents": 17,
         "of": 500,
-        "trained_on": 2,
+        "known": {"training pairs": 2},
         "left_out": {"dropped: scores are equal": 3},
         "prompt_tokens": 20.0,
         "response_tokens": 11.0,
@@ -241,9 +295,7 @@ def reported(failed: list[dict[str, str]]) -> dict:
             "entries": entries,
             "seeds": [0, 1, 2],
             "sizes": {},
-            "precision": "fp32",
-            "learning_rate": 1e-5,
-            "global_batch_size": 8,
+            "train_pairs": 654,
             "meaning": "The chosen text is the one rated above.",
             "prompts": {IN: "Write."},
         },
@@ -259,24 +311,46 @@ def test_the_report_tells_set_up_numbers_and_verdicts(tmp_path: Path) -> None:
     results, claims = found["results"], found["claims"]
     report = as_markdown(results, claims, "accuracy.png")
     assert "Claims: 4 held, 0 not seen, 0 opposite." in report
-    assert "2 of 2 entries rank held-out pairs better than chance" in report
+    assert "2 of 2 entries with a reward against the reference rank held-out pairs better" in report
     assert report.count("**held**") == 4
     accuracy = row(results["differences"], data_set=OUTSIDE, measure="accuracy")
     shown = f"{accuracy['value']:+.3f} [{accuracy['low']:+.3f}, {accuracy['high']:+.3f}]"
     assert f"| {OUTSIDE}, phi+objective.beta=0.3 - dpo | {shown} |" in report
     for told in (
         *("The chosen text is the one rated above.", "- prompt of films: Write."),
-        *("beta=0.1, link=exact", "entropy, estimated, mean 1.000", "learning rate 1e-05"),
+        *("beta=0.1, link=exact", "entropy, estimated, mean 1.000", "- trained on 654 pairs of"),
         *("seeds 0, 1, 2", "- dpo-seed9: out of memory", "3: dropped: scores are equal"),
-        *(
-            "out of distribution is the mean",
-            "120 of 500",
-            "intervals speak of other training runs",
-        ),
+        *("`out of distribution` is the mean", "120 of 500", "| 1 | 17 documents |"),
+        *("| 2 training pairs |", "| 321 | fp32 | 1e-05 | 3 (8) | 24 |"),
+        "intervals speak of other training",
     ):
-        assert told.replace("out of distribution is", "`out of distribution` is") in report
+        assert told in report
     draw_accuracy(results, tmp_path / "accuracy.png")
     assert (tmp_path / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_intervals_are_told_by_the_fewest_seeds_that_stand_behind_one() -> None:
+    found = reported([])
+    results, claims = found["results"], found["claims"]
+    single = "Those of a\nsingle seed speak of these models"
+    assert single not in as_markdown(results, claims, "accuracy.png")
+    # Two runs failed, and the others have one seed in common.
+    results["differences"][0]["seeds"] = 1
+    report = as_markdown(results, claims, "accuracy.png")
+    assert single in report
+    assert "speak of other training" not in report
+    assert "| data set, entries | accuracy [95%] | seeds |" in report
+
+
+def test_an_entry_whose_reward_holds_no_reference_is_not_set_against_chance() -> None:
+    found = reported([])
+    results = found["results"]
+    for run in results["runs"]:
+        run["begins_at_chance"] = run["entry"] != "dpo"
+    assert "1 of 1 entries with a reward against the reference" in verdict(results, [])
+    for run in results["runs"]:
+        run["begins_at_chance"] = False
+    assert verdict(results, []) == "Nothing could be compared."
 
 
 def test_the_rows_hold_every_run_on_every_data_set() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -23,6 +24,10 @@ METHODS = tuple(LABELS)
 TRUE, UNIT_MEAN, CONSTANT, SHUFFLED = "true", "unit_mean", "constant", "shuffled"
 """What a method is told of phi: the truth; the truth with w scaled to mean 1 over the prompts or
 dispersions of the grid, as training does; the mean of w for all; the truth of other prompts."""
+
+PHI_BETAS: Final = 3.0
+"""Mallows-phi's beta over the others' at "equal" beta. Its link is a third as steep at a gap of 0
+(the method notes, 1.5), so with the same number it would be the others at a third of beta."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,11 @@ def objective(method: str, beta: float) -> Objective:
         case "mallows_ipo":
             return MallowsIPO(beta=beta)
     raise ValueError(f"expected one of {METHODS}, found {method!r}")
+
+
+def own_beta(method: str, beta: float) -> float:
+    """The beta of a method that counts as equal to DPO's `beta`."""
+    return PHI_BETAS * beta if method.startswith("mallows_phi") else beta
 
 
 def variants(methods: Sequence[str], told: Sequence[str]) -> list[Variant]:

@@ -5,10 +5,12 @@ exact Mallows law. All settings of a method and a beta are solved in one call (`
 
 With one prompt the dispersion is one number. So **Mallows-theta at (beta, w) is DPO at w beta**,
 and Mallows-IPO is IPO at w beta: what they gain at equal beta is a gain of the choice of beta.
-Every loss here reads beta times the gap, so the optimum's logits are a direction over beta: a
-method's whole path of KL is one ray, on which methods are compared at equal KL without
+Every loss here reads beta times the gap, so where the loss has a minimum its logits are a direction
+over beta: a method's whole path of KL is one ray, on which methods are compared at equal KL without
 interpolation. The ray is taken from the largest beta, with the solver's budget divided by w^2,
-which makes it the same ray where two methods are the same but for the scale of beta. Source of the
+which makes it the same ray where two methods are the same but for the scale of beta. Where the loss
+has no minimum, the budget decides how far the policy goes, and the ray is that of one beta: at
+equal beta two budgets are reported, and claims at equal KL leave those samples out. Source of the
 protocol: the method notes of this project, 3.1 (ours; the paper's set-up is unread).
 """
 
@@ -26,11 +28,14 @@ from mallowspo_cli.experiments.bandit.methods import (
     Variant,
     neg_log,
     objective,
+    own_beta,
     unit_mean,
     variants,
 )
 from mallowspo_cli.experiments.bandit.outcomes import (
     OUTCOMES,
+    kl_targets,
+    only_at_kl,
     outcomes,
     scale_to_kl,
     tie_width,
@@ -41,6 +46,8 @@ from mallowspo_cli.experiments.mallows_model import DISTANCES, Floats, Ints, pre
 
 KL_TARGETS: Final = (0.1, 0.5, 1.0)
 """Nats at which methods are compared; a policy of five arms has at most log 5 = 1.61."""
+BUDGETS: Final = (1e4, BUDGET)
+"""Of the solver, at equal beta: a long training and one without end."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,10 @@ class OnePrompt:
     grid: Grid
     variants: list[Variant]
     at: list[str]
-    """Places on a method's path: beta=B for each beta, then kl=K for each of KL_TARGETS."""
+    """Places on a method's path: `equal_beta` of each of BUDGETS, then kl=K of KL_TARGETS."""
     outcomes: dict[str, Floats]
     """Each of OUTCOMES, (variant, at, distance, dispersion, pairs, seed); NaN where a wrong phi is
-    the truth."""
+    the truth, and where ties keep a policy from that KL."""
     without_optimum: Floats
     """(distance, dispersion, pairs, seed): 1 where the loss falls for ever on this sample."""
 
@@ -83,10 +90,23 @@ def run_one_prompt(grid: Grid) -> OnePrompt:
     return OnePrompt(
         grid,
         chosen,
-        [*(f"beta={beta:g}" for beta in grid.betas), *(f"kl={kl:g}" for kl in KL_TARGETS)],
+        [
+            *(place for budget in BUDGETS for place in equal_beta(grid, budget)),
+            *(f"kl={kl:g}" for kl in kl_targets(KL_TARGETS, grid.arms)),
+        ],
         {name: np.stack([values[name] for values in measured]) for name in OUTCOMES},
         without_optimum(counts).astype(np.float64),
     )
+
+
+def equal_beta(grid: Grid, budget: float) -> list[str]:
+    """Names of the places at equal beta under one of BUDGETS."""
+    return [f"beta={beta:g} budget={budget_name(budget)}" for beta in grid.betas]
+
+
+def budget_name(budget: float) -> str:
+    """As 1e8."""
+    return f"1e{round(np.log10(budget))}"
 
 
 def draw_counts(grid: Grid) -> Floats:
@@ -155,15 +175,18 @@ def _outcomes_of(grid: Grid, variant: Variant, counts: Floats) -> dict[str, Floa
     known = ~np.isnan(theta)
     weight = 2 * theta[known]
     found = []
-    for beta in grid.betas:
-        logits = _solve(variant, beta, counts[known], theta[known], np.full_like(weight, BUDGET))
-        found.append(outcomes(logits, beta * weight))
+    for budget in BUDGETS:
+        bounds = np.full_like(weight, budget)
+        for beta in (own_beta(variant.method, beta) for beta in grid.betas):
+            logits = _solve(variant, beta, counts[known], theta[known], bounds)
+            found.append(outcomes(logits, beta * weight))
     most = max(grid.betas)
     ray = _solve(variant, most, counts[known], theta[known], BUDGET / weight**2)
     ray = with_ties(ray, tie_width(most * weight, ray))
-    for target in KL_TARGETS:
+    for target in kl_targets(KL_TARGETS, grid.arms):
         scale = scale_to_kl(ray, target)
-        found.append(outcomes(scale[:, None] * ray, most * weight / scale))
+        scaled = outcomes(scale[:, None] * ray, most * weight / scale)
+        found.append(only_at_kl(scaled, target))
     return {name: np.stack([_placed(values[name], known) for values in found]) for name in OUTCOMES}
 
 

@@ -4,6 +4,8 @@ The **reward** of an arm is its place in the central ranking, from 1 (the best) 
 equal steps; regret is 1 less the expected reward. It does not depend on the dispersion.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from mallowspo_cli.experiments.mallows_model import Floats
@@ -12,7 +14,9 @@ TIE = 1e-3
 """Arms whose logits, times the strength of the link, differ by less are tied in the order."""
 COLLAPSED = 0.95
 """Max-arm probability above which a policy counts as collapsed onto one arm."""
-OUTCOMES = ("max_arm", "entropy", "kl", "regret", "best_on_top", "wrong_collapse", "accuracy")
+OUTCOMES = ("max_arm", "kl", "regret", "wrong_collapse", "accuracy")
+KL_MISSED = 1e-3
+"""Nats from the KL asked for by which a policy counts as not having it."""
 
 
 def outcomes(logits: Floats, strength: Floats | float) -> dict[str, Floats]:
@@ -22,25 +26,41 @@ def outcomes(logits: Floats, strength: Floats | float) -> dict[str, Floats]:
         logits: log-ratios to the reference, up to a constant.
         strength: beta times the mean weight, (...,) or one: the unit of TIE.
 
-    `entropy` and `kl` in nats; `best_on_top` is 1 where arm 0 has the highest logit, shared where
-    others tie with it; `wrong_collapse` is 1 where the policy is COLLAPSED and another arm than
-    arm 0 is the likeliest; `accuracy` is the share of arm pairs in their central order, ties half.
+    `kl` in nats; `wrong_collapse` is 1 where the policy is COLLAPSED and another arm than arm 0 is
+    the likeliest; `accuracy` is the share of arm pairs in their central order, ties half.
     """
     probabilities = softmax(logits)
-    arms = logits.shape[-1]
-    entropy = _entropy(probabilities)
-    tie = tie_width(strength, logits)
-    top = logits > logits.max(axis=-1, keepdims=True) - tie
     most = probabilities.max(axis=-1)
     return {
         "max_arm": most,
-        "entropy": entropy,
-        "kl": np.log(arms) - entropy,
+        "kl": divergence(logits),
         "regret": regret(probabilities),
-        "best_on_top": top[..., 0] / top.sum(axis=-1),
         "wrong_collapse": ((most > COLLAPSED) & (probabilities[..., 0] < most)).astype(np.float64),
-        "accuracy": order_accuracy(logits, tie),
+        "accuracy": order_accuracy(logits, tie_width(strength, logits)),
     }
+
+
+def only_at_kl(found: Mapping[str, Floats], target: float) -> dict[str, Floats]:
+    """Outcomes, `kl` among them, with NaN where the policy does not have the KL asked for.
+
+    Arms that are tied at the top bound the KL of a whole path.
+    """
+    there = np.abs(found["kl"] - target) <= KL_MISSED
+    return {name: np.where(there, values, np.nan) for name, values in found.items()}
+
+
+def kl_targets(targets: Sequence[float], arms: int) -> tuple[float, ...]:
+    """Those that a policy of so many arms can have: below log(arms), a single arm's."""
+    return tuple(target for target in targets if target < np.log(arms))
+
+
+def mean_by_seed(values: Floats) -> Floats:
+    """(seed,) means of (..., seed) over all that is not NaN; NaN where nothing is."""
+    flat = values.reshape(-1, values.shape[-1])
+    known = ~np.isnan(flat)
+    count = known.sum(axis=0)
+    total = np.where(known, flat, 0.0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def tie_width(strength: Floats | float, logits: Floats) -> Floats:
@@ -91,7 +111,7 @@ def scale_to_kl(logits: Floats, target: float, prompts: int = 0) -> Floats:
     """(...,) factor by which logits (..., [prompts,] arms) have that mean KL.
 
     The divergence grows with the factor, so halving finds it. The factor ends at 1e6 where ties or
-    a policy at the reference leave less KL than asked for.
+    a policy at the reference leave less KL than asked for (`only_at_kl` leaves those out).
 
     Args:
         logits: log-ratios to a uniform reference.
@@ -100,7 +120,7 @@ def scale_to_kl(logits: Floats, target: float, prompts: int = 0) -> Floats:
     """
     low = np.full(logits.shape[: -1 - prompts], -14.0)
     high = np.full_like(low, 14.0)
-    for _ in range(60):
+    for _ in range(42):
         middle = (low + high) / 2
         factor = np.exp(middle)[(...,) + (None,) * (1 + prompts)]
         found = divergence(factor * logits)

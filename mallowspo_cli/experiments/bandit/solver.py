@@ -161,16 +161,21 @@ class _RoundedLoss:
 
 
 def _rounded_loss(objective: Objective, problem: Problem) -> _RoundedLoss:
-    """Jump and bend measured a billionth of a link's unit below 0."""
+    """Jump and bend measured a billionth of a link's unit below 0, and led on to 0: a jump that is
+    left over, however small, would stop a line search at a tie.
+    """
     beta = float(getattr(objective, "beta"))  # noqa: B009 (each of them has one)
     theta, zero = problem.neg_log_phi, torch.zeros_like(problem.share)
-    below = zero - 1e-9 / beta
+    step = 1e-9 / beta
+    below, above = (derivatives(objective, gap, theta)[0] for gap in (zero - step, zero))
     return _RoundedLoss(
         objective,
         beta,
         problem,
-        jump=pair_losses(objective, below, theta) - pair_losses(objective, zero, theta),
-        bend=derivatives(objective, zero, theta)[0] - derivatives(objective, below, theta)[0],
+        jump=pair_losses(objective, zero - step, theta)
+        + step * below
+        - pair_losses(objective, zero, theta),
+        bend=above - below,
     )
 
 
@@ -183,7 +188,7 @@ def _newton(loss: _RoundedLoss, parameters: Tensor, rounding: float) -> Tensor:
     moving = torch.arange(len(parameters))
     for _ in range(MOST_STEPS):
         gradient, hessian = loss.slopes(parameters[moving], rounding)
-        step = -torch.linalg.solve(hessian, gradient)
+        step = -_solved(hessian, gradient)
         promise = (gradient * step).sum(-1)
         on = (promise < -TOLERANCE).nonzero().flatten()
         if not len(on):
@@ -192,6 +197,19 @@ def _newton(loss: _RoundedLoss, parameters: Tensor, rounding: float) -> Tensor:
         parameters[moving] = _shortened(loss, parameters[moving], step[on], promise[on], rounding)
     name = type(loss.objective).__name__
     raise ArithmeticError(f"{len(moving)} problems of {name} are not solved in {MOST_STEPS} steps")
+
+
+def _solved(hessian: Tensor, gradient: Tensor) -> Tensor:
+    """(B, M) Newton steps. Directions that no pair reads are held by 1 / budget alone, which a
+    large beta's curvature drowns in float64: there a hair of that curvature holds them.
+    """
+    found, failed = torch.linalg.solve_ex(hessian, gradient)
+    if bool(failed.any()):
+        hair = 1e-14 * hessian.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
+        held = hessian + torch.diag_embed(hair.expand(gradient.shape))
+        again, _ = torch.linalg.solve_ex(held, gradient)
+        found = torch.where(failed[:, None] > 0, again, found)
+    return found
 
 
 def _shortened(

@@ -49,7 +49,9 @@ class World:
 
 
 def draw_world(grid: Grid, wanted: PromptsGrid) -> World:
-    """All that chance decides, from the grid's seeds: one seed has the same world in any grid."""
+    """All that chance decides. A seed's world depends on arms, prompts and features, and not on the
+    other seeds or the methods; its samples are nested in size.
+    """
     arms, seeds = grid.arms, range(grid.seed, grid.seed + grid.seeds)
     shape = (wanted.prompts + NEW_PROMPTS, arms, wanted.features)
     theta = np.repeat(

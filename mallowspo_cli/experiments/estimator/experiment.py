@@ -3,7 +3,7 @@
 MallowsPO (arXiv 2405.14953) estimates -log phi(x) by -phi* ln H: H is the mean entropy of a model's
 next-token distributions as a share of the largest possible, phi* a constant to be fitted. Here the
 truth is a Mallows model: once its exact conditionals are put into the estimate
-(`exact_estimator.py`), once those of a transformer that was trained on its rankings
+(`exact.py`), once those of a transformer that was trained on its rankings
 (`ranking_model.py`), from tokens to w.
 
 It is a check of the estimate and of this code, not of what people think: that the entropy over
