@@ -10,7 +10,7 @@ from typing import Any
 import transformers.utils.logging
 
 from mallowspo_cli.commands.jobs import Job, check_job, train_job
-from mallowspo_cli.commands.ood_datasets import DataSets, Evaluated, prepared_sets, training_words
+from mallowspo_cli.commands.ood_datasets import DataSets, prepared_sets, training_words
 from mallowspo_cli.commands.ood_evaluation import RunResults, evaluate_run, fill_stores
 from mallowspo_cli.commands.ood_words import (
     Entry,
@@ -22,7 +22,7 @@ from mallowspo_cli.commands.ood_words import (
 from mallowspo_cli.commands.prepare import one_process
 from mallowspo_cli.commands.subject import clean_name
 from mallowspo_cli.distributed import console, log, set_up_logging
-from mallowspo_cli.errors import EvalError, MallowsPOError, first_line
+from mallowspo_cli.errors import EvalError, MallowsPOError, RecipeError, first_line
 from mallowspo_cli.experiments.ood_samples import Scored
 from mallowspo_cli.experiments.out_of_distribution import analyse
 from mallowspo_cli.experiments.rated_files import MEANING, PREFIX, prompt_of, write_rated
@@ -52,6 +52,7 @@ def run(words: list[str]) -> None:
     wanted = experiment_words(words)
     one_process("experiment out-of-distribution")
     jobs = jobs_of(wanted)
+    check_modes(jobs)
     for _, _, job in jobs:
         check_job(job)
     recipe = _recipe(jobs[0][2])
@@ -62,9 +63,11 @@ def run(words: list[str]) -> None:
     make_directory(wanted.to, "the report")
     tokenizer = load_tokenizer(model_directory(recipe.model), recipe.model.chat_template)
     sets = prepared_sets(recipe, tokenizer, inside, wanted.targets, wanted.sizes)
-    sets.keep(wanted.to)
+    for _, _, job in jobs:
+        if job.finished:
+            sets.check(job.directory, _recipe(job))
     fill_stores([_recipe(job) for _, _, job in jobs], sets.evaluated)
-    done, failed = _train_and_evaluate(jobs, sets.evaluated, wanted.to)
+    done, failed = _train_and_evaluate(jobs, sets, wanted.to)
     _report(wanted, jobs, sets, done, failed)
     if failed:
         raise EvalError(
@@ -115,6 +118,25 @@ def controls_of(jobs: Sequence[tuple[Entry, int, Job]]) -> dict[str, str | None]
     }
 
 
+def check_modes(jobs: Sequence[tuple[Entry, int, Job]]) -> None:
+    """Refuse a control that no entry asks for: all entries would be one, and nothing be claimed.
+
+    Raises:
+        RecipeError: the recipe, or a word for all runs, sets dispersion.mode.
+    """
+    for entry, _, job in jobs:
+        recipe = _recipe(job)
+        mode = recipe.dispersion.mode
+        own = any(word.startswith("dispersion.mode=") for word in entry.words)
+        weighted = recipe.objective.needs_dispersion
+        if weighted and mode is not DispersionMode.estimated and not own:
+            raise RecipeError(
+                f"the recipe has dispersion.mode={mode.value} for every objective. Set it back "
+                "there, and give it to some: "
+                f"objectives=dpo,mallows_theta,mallows_theta+dispersion.mode={mode.value}."
+            )
+
+
 def _but_for_mode(loaded: LoadedRecipe) -> tuple[str, dict[str, Any]]:
     """What a run is but for its seed, its place and its dispersion's mode."""
     tree = {k: v for k, v in loaded.tree.items() if k not in ("name", "output_dir", "seed")}
@@ -123,7 +145,7 @@ def _but_for_mode(loaded: LoadedRecipe) -> tuple[str, dict[str, Any]]:
 
 
 def _train_and_evaluate(
-    jobs: Sequence[tuple[Entry, int, Job]], sets: Sequence[Evaluated], to: Path
+    jobs: Sequence[tuple[Entry, int, Job]], sets: DataSets, to: Path
 ) -> tuple[list[tuple[Entry, int, RunResults]], list[dict[str, str]]]:
     """What each finished run got, and why the others have nothing."""
     done, failed = [], []
@@ -132,8 +154,11 @@ def _train_and_evaluate(
         try:
             reason = train_job(job, to / "logs" / f"{job.name}.log")
             if reason is None:
+                # The data may have changed since this command read it.
+                sets.check(job.directory, _recipe(job))
                 _tidy(job)
-                done.append((entry, seed, evaluate_run(job.directory, _recipe(job), sets)))
+                results = evaluate_run(job.directory, _recipe(job), sets.evaluated)
+                done.append((entry, seed, results))
         except StoppedError:
             raise
         except MallowsPOError as error:

@@ -13,7 +13,7 @@ from mallowspo_cli.commands.prepare import (
     default_device,
     filled_store,
 )
-from mallowspo_cli.data.table import TokenizedPairs
+from mallowspo_cli.data.table import TokenizedPairs, pairs_digest
 from mallowspo_cli.distributed import log
 from mallowspo_cli.recipe.choices import DispersionSource
 from mallowspo_cli.recipe.schema import Recipe
@@ -102,10 +102,7 @@ def data_file(recipe: Recipe, prepared: Prepared, known: Known) -> dict[str, Any
     numbers = numbers_of(recipe.dispersion, known.train_pairs)
     return {
         **{f"{name}_pairs": len(ids) for name, ids in splits.items()},
-        **{
-            f"{name}_digest": hashlib.blake2b("".join(ids).encode(), digest_size=16).hexdigest()
-            for name, ids in splits.items()
-        },
+        **{f"{name}_digest": pairs_digest(ids) for name, ids in splits.items()},
         "reference": reference.store.fingerprint.key() if reference is not None else None,
         "dispersion_scale": reference.scale if reference is not None else None,
         "dispersion_numbers": hashlib.blake2b(numbers.tobytes(), digest_size=16).hexdigest()

@@ -1,6 +1,5 @@
 """Data sets of `mallowspo experiment out-of-distribution`: by name, and ready to be scored."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from mallowspo_cli.commands.ood_overlap import Known, same_data
+from mallowspo_cli.commands.ood_overlap import EARLIER, Known, same_data
 from mallowspo_cli.data.dataset import has_split
 from mallowspo_cli.data.prepare import PreparedSplit, prepare_split
-from mallowspo_cli.data.table import TokenizedPairs
+from mallowspo_cli.data.table import TokenizedPairs, pairs_digest
 from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import CheckpointError, DataError, RecipeError
 from mallowspo_cli.experiments.rated_files import (
@@ -23,7 +22,6 @@ from mallowspo_cli.experiments.rated_files import (
     rated_path,
     write_rated,
 )
-from mallowspo_cli.files import write_json
 from mallowspo_cli.recipe.find import option_names
 from mallowspo_cli.recipe.load import load_base
 from mallowspo_cli.recipe.nearest import nearest
@@ -60,7 +58,7 @@ class Evaluated:
     @property
     def digest(self) -> str:
         """Names the pairs."""
-        return _digest(self.pairs.pair_ids)
+        return pairs_digest(self.pairs.pair_ids)
 
 
 @dataclass(frozen=True)
@@ -73,24 +71,25 @@ class DataSets:
     evaluated: list[Evaluated]
     """The held-out pairs that are scored, then the targets'."""
 
-    def keep(self, place: Path) -> None:
-        """Write what the runs in `place` are trained on, unless that is there.
+    def check(self, run: Path, recipe: Recipe) -> None:
+        """Make sure that a finished run was trained on this data.
+
+        A finished run is not trained again, so it would be scored on pairs that it has seen.
 
         Raises:
-            CheckpointError: they began with other data. A finished run is not trained again, so it
-                would be scored on pairs that it has seen.
+            CheckpointError: it was trained on other data.
         """
-        found = {}
-        for name, pairs in (("train", self.train), ("held_out", self.held_out)):
-            found |= {f"{name}_pairs": len(pairs), f"{name}_digest": _digest(pairs.pair_ids)}
-        file = place / "data.json"
-        if file.is_file() and (before := json.loads(file.read_text())) != found:
-            changed = [key for key in found if found[key] != before.get(key)]
+        found = json.loads((run / "data.json").read_text())
+        now = {"held_out_digest": pairs_digest(self.held_out.pair_ids)}
+        if recipe.dispersion.keep is None:
+            # Else a part of the training pairs, which is not known here.
+            now["train_digest"] = pairs_digest(self.train.pair_ids)
+        changed = [key for key, digest in now.items() if found.get(key) != digest]
+        if changed:
             raise CheckpointError(
-                f"the runs in {place} began with other data: {', '.join(changed)} changed since "
-                "(data.json). Put the data back, or start anew (to=DIR)."
+                f"{run} was trained on other data: {', '.join(changed)} changed since (data.json). "
+                "Put the data back, or start anew (to=DIR)."
             )
-        write_json(file, found)
 
 
 def check_name(name: str) -> None:
@@ -142,7 +141,7 @@ def prepared_sets(
 
     Raises:
         DataError: data that cannot be read, without held-out pairs, or all of it trained on.
-        RecipeError: a target that is the recipe's data set.
+        RecipeError: a target that is the recipe's data set, or another target.
     """
     config, column = recipe.dataset, recipe.dispersion.column
     held_out = prepare_split(config, "eval", tokenizer, _document(inside) or column)
@@ -155,6 +154,8 @@ def prepared_sets(
     assert train is not None
     known = Known.of(train.pairs, held_out.pairs)
     found = [_evaluated(inside, held_out, known.causes(held_out.pairs, True), sizes.limit)]
+    taken: dict[str, DatasetConfig] = {}
+    scored: set[str] = set()
     for name in targets:
         # The user's word on broken rows holds for all data.
         target = replace(target_config(name, sizes), on_error=config.on_error)
@@ -162,10 +163,24 @@ def prepared_sets(
             raise RecipeError(
                 f"{name} is what is trained on, or a part of it. Name other data sets in targets=."
             )
+        for other, before in taken.items():
+            if same_data(target, before):
+                raise RecipeError(
+                    f"targets: {other} and {name} are the same data, or one is a part of the "
+                    "other. Name one of them."
+                )
+        taken[name] = target
         split = "eval" if has_split(target, "eval") else "train"
         ready = prepare_split(target, split, tokenizer, _document(name))
         assert ready is not None
-        found.append(_evaluated(name, ready, known.causes(ready.pairs, False), sizes.limit))
+        causes = [
+            EARLIER if cause is None and pair in scored else cause
+            for pair, cause in zip(
+                ready.pairs.pair_ids, known.causes(ready.pairs, False), strict=True
+            )
+        ]
+        found.append(_evaluated(name, ready, causes, sizes.limit))
+        scored.update(found[-1].pairs.pair_ids)
     return DataSets(train.pairs, held_out.pairs, found)
 
 
@@ -198,8 +213,9 @@ def _evaluated(
     fresh = np.asarray(sorted(i for i in first.values() if causes[i] is None), np.int64)
     if len(fresh) == 0:
         raise DataError(
-            f"{name}: none of its {len(ids)} pairs is new to what is trained ({told}). Name "
-            "another data set."
+            f"{name}: none of its {len(ids)} pairs can be scored: {told}. Pairs of a training "
+            "prompt are not new, unless all training pairs have one prompt. Name another data set, "
+            "or hold out pairs of other prompts."
         )
     drawn = np.random.default_rng(DRAW_SEED).permutation(len(fresh))[:limit]
     pairs = split.pairs.take(fresh[np.sort(drawn)])
@@ -224,7 +240,3 @@ def _evaluated(
     for cause, count in split.pairs.losses.items():
         log.info("  %d %s", count, cause)
     return Evaluated(name, pairs, documents, about)
-
-
-def _digest(pair_ids: Sequence[str]) -> str:
-    return hashlib.blake2b("".join(pair_ids).encode(), digest_size=16).hexdigest()

@@ -211,8 +211,6 @@ def _about(run: Path, recipe: Recipe, summaries: dict[str, Any]) -> dict[str, An
         "knobs": knobs,
         "reward": reward,
         "begins_at_chance": begins_at_chance,
-        "length_normalised": reward.endswith("per token"),
-        "needs_reference": recipe.objective.needs_reference,
         "weighted": recipe.objective.needs_dispersion,
         "dispersion": {
             name: dispersion.get(name) for name in ("source", "mode", "scale", "weight_mean")

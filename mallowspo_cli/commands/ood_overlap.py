@@ -16,6 +16,7 @@ TRAINED_PAIR = "training pairs"
 TRAINED_RESPONSES = "the responses of training pairs"
 TRAINED_PROMPT = "of training prompts"
 HELD_OUT = "held-out pairs of the training data"
+EARLIER = "pairs that an earlier target has"
 
 
 @dataclass(frozen=True)

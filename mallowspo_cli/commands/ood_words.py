@@ -65,7 +65,7 @@ def experiment_words(words: list[str]) -> Wanted:
         if key.startswith(OF_ENTRIES):
             raise RecipeError(
                 f"{word!r} would hold for every objective. Give it to some: "
-                f"objectives=dpo,mallows_theta+{word}."
+                f"objectives=dpo,mallows_theta+{word.lstrip('+')}."
             )
         if "train_on" in own and key in ("dataset", "dataset.path"):
             raise RecipeError(f"train_on={own['train_on']} and {word} name two data sets.")
@@ -107,8 +107,7 @@ def check_places(names: Sequence[str]) -> None:
         other = seen.setdefault(clean_name(name), name)
         if other != name:
             raise RecipeError(
-                f"{other} and {name} would have the same files. Give one of them another name, "
-                "such as a link to it."
+                f"{other} and {name} would have the same files. Give one of them another name."
             )
 
 

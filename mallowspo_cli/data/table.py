@@ -50,6 +50,11 @@ def pair_id(prompt: TokenIds, chosen: TokenIds, rejected: TokenIds) -> str:
     return digest.hexdigest()
 
 
+def pairs_digest(pair_ids: Iterable[str]) -> str:
+    """Names pairs in their order."""
+    return hashlib.blake2b("".join(pair_ids).encode(), digest_size=16).hexdigest()
+
+
 class Oddity(IntFlag):
     """What is odd about a pair's text, in any language."""
 

@@ -59,7 +59,7 @@ class Scored:
     entry: str
     seed: int
     tables: Mapping[str, Table]
-    reward: str = "log-ratio, summed"
+    reward: str
     """What margins are differences of: those of one kind alone are compared."""
 
 
@@ -195,4 +195,7 @@ def _at(sample: Replicates, seeds: Sequence[int], wanted: Sequence[int]) -> Repl
 
 
 def _plain(found: Difference) -> dict[str, Any]:
+    if found.standard_error == 0:
+        # Where no unit and no seed differs from another, nothing says how far others would lie.
+        found = Difference(found.first, found.second, found.value)
     return {key: value for key, value in asdict(found).items() if key not in ("first", "second")}

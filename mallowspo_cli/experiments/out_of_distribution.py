@@ -84,8 +84,9 @@ def analyse(
         "gaps": _gaps(samples, present, compared, inside, outside),
         "resamples": resamples,
     }
+    seeds = len({run.seed for run in runs})
     claims = [
-        _claim(row, inside, len(targets), controls.get(row["against"]) == row["entry"])
+        _claim(row, inside, len(targets), seeds, controls.get(row["against"]) == row["entry"])
         for row in claimed
     ]
     return results, claims
@@ -149,7 +150,9 @@ def _gaps(
     ]
 
 
-def _claim(row: Mapping[str, Any], inside: str, num_targets: int, is_control: bool) -> Claim:
+def _claim(
+    row: Mapping[str, Any], inside: str, num_targets: int, num_seeds: int, is_control: bool
+) -> Claim:
     """That the entry is better than what it was compared with, on one data set."""
     entry, against, place = row["entry"], row["against"], row["data_set"]
     where = f"Out of distribution ({place})"
@@ -159,9 +162,10 @@ def _claim(row: Mapping[str, Any], inside: str, num_targets: int, is_control: bo
         where = f"Out of distribution (mean of {num_targets} data sets)"
     low, high = (np.nan if row[end] is None else row[end] for end in ("low", "high"))
     than = f"its control {against}" if is_control else against
+    fewer = f" ({row['seeds']} of {num_seeds} seeds)" if row["seeds"] < num_seeds else ""
     return Claim(
         f"{where}, {entry} is better than {than}",
-        f"accuracy, {entry} minus {against}",
+        f"accuracy, {entry} minus {against}{fewer}",
         Estimate(row["value"], low, high, row["units"]),
     )
 

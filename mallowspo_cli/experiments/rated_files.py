@@ -37,7 +37,8 @@ MEANING: Final = (
     "The prompt asks for a text that is as positive as can be; the chosen text of a pair is the "
     "one that its raters more likely rated above the other. Raters judged sentiment, texts are of "
     "like length, and each text is in one pair at most. Pairs of product reviews and of editorials "
-    "are two sentences of one document; no document is both trained on and held out."
+    "are two sentences of one document, but for a few where max_chars left a document one; no "
+    "document is both trained on and held out."
 )
 DOCUMENT: Final = "document"
 """Column with the number of a pair's document."""

@@ -37,20 +37,19 @@ MEANING = """\
 `accuracy`: share of pairs whose chosen response has the higher implicit reward, ties half. The
 reward is without the dispersion weight. `margin`: mean of the chosen response's reward minus the
 rejected one's, over beta, so that entries with different betas compare: in nats of what Objectives
-says. Intervals are 95 %, prompts (or what Data says) resampled {resamples} times. {seeds}
+says. Intervals are 95 %, what Data says resampled {resamples} times; there is none where no value
+differs from another. {seeds}
 Differences are paired: of two runs of one seed, pair by pair. `p` is two-sided, `Holm` corrects it
 for all claims of this report. Verdicts go by single intervals, so of 40 claims about nothing, two
 would seem to be something. `out of distribution` is the mean over the targets.
 """
 SEVERAL = """\
-Seeds and prompts are both
-sources of error (a t interval, wide where seeds are few), so intervals speak of other training runs
-too; simulated, those of differences cover 92 to 97 % with three seeds on one data set, and down to
-89 % for the mean over two.
+Of several seeds, seeds and pairs are both sources of error (a t interval, wide where seeds are
+few), so intervals speak of other training runs too; simulated, those of differences cover 92 to
+97 % with three seeds on one data set, and down to 89 % for the mean over two.
 """
 ONE = """\
-Those of a
-single seed speak of these models on other prompts, not of another training run.
+Intervals of a single seed speak of these models on other pairs, not of another training run.
 """
 BETAS = """\
 w is scaled to a mean of 1 over the training pairs unless `dispersion.scale` says otherwise, so that
@@ -73,9 +72,7 @@ def as_markdown(results: Values, claims: Sequence[Claim], picture: str) -> str:
         f"![Accuracy by data set and objective, 95% intervals]({picture})",
         "",
         *_section("Outcomes", outcomes_table(results)),
-        MEANING.format(
-            resamples=results["resamples"], seeds=SEVERAL if _fewest_seeds(results) > 1 else ONE
-        ),
+        MEANING.format(resamples=results["resamples"], seeds=_about_seeds(results)),
         *_section("Differences", differences_table(results)),
         *_section("In minus out of distribution", gaps_table(results)),
         *_section("By dispersion", terciles_table(results)),
@@ -181,10 +178,11 @@ def print_results(results: Values, claims: Sequence[Claim], place: Path) -> None
     out.print(f"report: {place / 'report.md'}", soft_wrap=True)
 
 
-def _fewest_seeds(results: Values) -> int:
-    """Of the seeds behind an interval of the report: runs that failed leave fewer."""
-    alone = [len(row["seeds"]) for row in results["outcomes"]]
-    return min([*alone, *(row["seeds"] for row in results["differences"])])
+def _about_seeds(results: Values) -> str:
+    """What the report's intervals speak of: runs that failed leave some of them fewer seeds."""
+    counts = [len(row["seeds"]) for row in results["outcomes"]]
+    counts += [row["seeds"] for row in results["differences"]]
+    return (SEVERAL if max(counts) > 1 else "") + (ONE if min(counts) == 1 else "")
 
 
 def _setup(setup: Values) -> list[str]:

@@ -61,6 +61,7 @@ class Trainer:
         self.trained: list[str] = []
         self.failing: str | None = None
         self.stop_at: str | None = None
+        self.before: Callable[[str], object] = lambda _name: None
 
     def __call__(self, job: Job, log_file: Path) -> str | None:
         if job.finished:
@@ -70,6 +71,7 @@ class Trainer:
         if job.name == self.failing:
             return "found no memory, expected some."
         self.trained.append(job.name)
+        self.before(job.name)
         AcceleratorState._reset_state(reset_partial_state=True)
         name, *overrides = job.words
         try:
@@ -278,14 +280,88 @@ def test_finished_runs_are_not_used_after_the_training_data_changed(
     rows = pair_rows(60)
     write_rows(rows[40:58], "train.jsonl")
     write_rows(rows[:10], "near.jsonl")
-    with pytest.raises(CheckpointError, match=r"runs in out began with other data: train_digest, "):
+    told = r"^out/runs/dpo/seed0 was trained on other data: held_out_digest, train_digest changed"
+    with pytest.raises(CheckpointError, match=told):
         run(words)
+    assert trainer.trained == []
     write_rows(rows[:18], "train.jsonl")
     write_rows(rows[20:32], "near.jsonl")
     run(words)
     assert trainer.trained == []
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["data"]["near.jsonl"]["pairs"] == 12
+
+
+@pytest.mark.usefixtures("files")
+def test_a_run_on_data_that_changed_meanwhile_is_a_failed_one(
+    trainer: Trainer, tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    rows = pair_rows(60)
+    trainer.before = lambda name: write_rows(rows[30:48], "train.jsonl") if "ipo" in name else None
+    words = [*LOCAL, "targets=far.jsonl", "objectives=dpo,ipo", "seeds=1", *TINY]
+    with pytest.raises(
+        EvalError, match=r"1 of 2 runs failed, first ipo-seed0: out/runs/ipo/seed0 w"
+    ):
+        run(words)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {each["entry"] for each in results["outcomes"]} == {"dpo"}
+
+
+@pytest.mark.usefixtures("files")
+def test_data_that_was_mended_before_a_run_was_finished_is_taken(
+    trainer: Trainer, write_rows: Callable[..., Path]
+) -> None:
+    words = [*LOCAL, "targets=far.jsonl", "objectives=dpo", "seeds=1", *TINY]
+    trainer.failing = "dpo-seed0"
+    with pytest.raises(EvalError, match=r"no run was finished"):
+        run(words)
+    trainer.failing = None
+    write_rows(pair_rows(60)[30:48], "train.jsonl")
+    run(words)
+    assert trainer.trained == ["dpo-seed0"]
+
+
+@pytest.mark.usefixtures("files")
+def test_targets_that_hold_the_same_pairs_do_not_count_twice(
+    trainer: Trainer, tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    words = [*LOCAL, "objectives=dpo", "seeds=1", *TINY]
+    (tmp_path / "link.jsonl").symlink_to("near.jsonl")
+    with pytest.raises(RecipeError, match=r"near.jsonl and link.jsonl are the same data, or one"):
+        run([*words, "targets=near.jsonl,link.jsonl"])
+    assert trainer.trained == []
+    write_rows(pair_rows(40)[22:34], "copy.jsonl")
+    run([*words, "targets=near.jsonl,copy.jsonl"])
+    data = json.loads((tmp_path / "out" / "results.json").read_text())["data"]
+    assert data["near.jsonl"]["pairs"] == 10
+    assert data["copy.jsonl"]["known"] == {"pairs that an earlier target has": 8}
+    assert data["copy.jsonl"]["pairs"] == 4
+
+
+@pytest.mark.usefixtures("files")
+def test_entries_of_different_rewards_are_compared_by_accuracy_alone(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    run([*LOCAL, "targets=near.jsonl", "objectives=dpo,simpo", "seeds=1", *TINY])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {each["measure"] for each in results["differences"]} == {"accuracy"}
+    assert "of 1 entries with a reward" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_run_keeps_the_checkpoints_that_were_asked_for_and_evaluates_nothing_itself(
+    tmp_path: Path,
+) -> None:
+    for words, kept in (
+        ([], False),
+        (["checkpoint.best_by=accuracy", "eval.every=2", "checkpoint.every=2"], True),
+    ):
+        wanted = experiment_words(["targets=shp", "seeds=1", f"to={tmp_path / str(kept)}", *words])
+        ((_, _, job), *_) = experiment_ood.jobs_of(wanted)
+        assert job.loaded is not None
+        assert job.loaded.recipe.eval.every == (2 if kept else 0)
+        (job.directory / "checkpoints").mkdir(parents=True)
+        experiment_ood._tidy(job)
+        assert (job.directory / "checkpoints").is_dir() == kept
 
 
 @pytest.mark.usefixtures("files")
@@ -324,6 +400,11 @@ def test_references_score_all_data_before_the_first_training(
     run([*LOCAL, "targets=near.jsonl", "objectives=dpo,ipo", "seeds=1", *TINY])
     # Held-out pairs, and the target's: once, and nothing at either evaluation.
     assert scored == [6, 10, 0, 0, 0, 0]
+    scored.clear()
+    entries = "objectives=dpo,ipo+train.precision=bf16"
+    run([*LOCAL, "targets=far.jsonl", entries, "seeds=1", *TINY[:-1], "to=two"])
+    # The first precision has the held-out pairs already.
+    assert scored == [0, 12, 6, 12, 0, 0, 0, 0]
 
 
 @pytest.mark.usefixtures("files")
@@ -460,6 +541,8 @@ def test_what_is_not_said_has_defaults() -> None:
         (["targets=shp", "seeds=0,1,2"], "seeds=0,1,2 is not a whole number of at least 1"),
         (["targets=shp", "objective.beta=1"], "'objective.beta=1' would hold for every objective."),
         (["targets=shp", "dispersion.mode=shuffled"], "objectives=dpo,mallows_theta+dispersion.mo"),
+        (["targets=shp", "++dispersion.mode=constant"], "dpo,mallows_theta+dispersion.mode=consta"),
+        (["targets=shp", "dispersion={mode:constant}"], "has dispersion.mode=constant for every"),
         (["targets=shp", "objectives=dpo,dpo"], "expected different names"),
         (["targets=shp", "objectives=dpo+model=x"], "'model=x' in 'dpo+model=x' is not one of"),
         (["targets=shp", "objectives=dpo+objective.beta"], "is not one of objective.KEY=VALUE"),

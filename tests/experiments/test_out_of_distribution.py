@@ -23,6 +23,7 @@ from mallowspo_cli.report.out_of_distribution import (
 
 IN, OUT, FAR = "films", "gadgets", "posts"
 PAIRS = 120
+SUMMED = "log-ratio, summed"
 
 
 def made_up(
@@ -49,7 +50,7 @@ def made_up(
     found: dict[tuple[str, int], dict[str, Table]] = {}
     for entry, seed, place, table in runs:
         found.setdefault((entry, seed), {})[place] = table
-    return [Scored(entry, seed, tables) for (entry, seed), tables in found.items()]
+    return [Scored(entry, seed, tables, SUMMED) for (entry, seed), tables in found.items()]
 
 
 def row(rows: list[dict], **wanted: object) -> dict:
@@ -116,7 +117,7 @@ def test_equal_entries_are_rarely_told_apart() -> None:
                 table = Table(
                     ids, ids, (margins > 0).astype(np.float64), margins, np.full(PAIRS, np.nan)
                 )
-                runs.append(Scored(entry, seed, {IN: table, OUT: table}))
+                runs.append(Scored(entry, seed, {IN: table, OUT: table}, SUMMED))
         _, claims = analyse(runs, ["a", "b"], IN, [OUT], {}, resamples=300)
         held += claims[0].verdict != "not seen"
     assert held <= 5
@@ -174,7 +175,8 @@ def test_pairs_of_a_prompt_go_together() -> None:
     errors = []
     for units in (ids, [str(i // 4) for i in range(120)]):
         table = Table(ids, units, (margins > 0).astype(np.float64), margins, weights)
-        results, _ = analyse([Scored("dpo", 0, {IN: table, OUT: table})], ["dpo"], IN, [OUT], {})
+        run = Scored("dpo", 0, {IN: table, OUT: table}, SUMMED)
+        results, _ = analyse([run], ["dpo"], IN, [OUT], {})
         errors.append(results["outcomes"][0]["standard_error"])
     assert errors[1] == pytest.approx(2 * errors[0], rel=0.15)
 
@@ -329,16 +331,21 @@ def test_the_report_tells_set_up_numbers_and_verdicts(tmp_path: Path) -> None:
     assert (tmp_path / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_intervals_are_told_by_the_fewest_seeds_that_stand_behind_one() -> None:
+def test_the_report_tells_what_intervals_of_one_seed_and_of_several_speak_of() -> None:
     found = reported([])
     results, claims = found["results"], found["claims"]
-    single = "Those of a\nsingle seed speak of these models"
-    assert single not in as_markdown(results, claims, "accuracy.png")
+    single, several = (
+        "Intervals of a single seed speak",
+        "so intervals speak of other training runs",
+    )
+    report = as_markdown(results, claims, "accuracy.png")
+    assert several in report
+    assert single not in report
     # Two runs failed, and the others have one seed in common.
     results["differences"][0]["seeds"] = 1
     report = as_markdown(results, claims, "accuracy.png")
+    assert several in report
     assert single in report
-    assert "speak of other training" not in report
     assert "| data set, entries | accuracy [95%] | seeds |" in report
 
 
@@ -363,6 +370,25 @@ def test_the_rows_hold_every_run_on_every_data_set() -> None:
     assert mean == pytest.approx(
         row(results["outcomes"], entry="dpo", data_set=IN, measure="accuracy")["value"]
     )
+
+
+def test_a_claim_of_fewer_seeds_says_so() -> None:
+    runs = made_up({"dpo": 0.2, "phi": 0.9})
+    _, claims = analyse(runs[:-1], ["dpo", "phi"], IN, [OUT], {}, resamples=100)
+    assert {claim.measure for claim in claims} == {"accuracy, phi minus dpo (2 of 3 seeds)"}
+    _, claims = analyse(runs, ["dpo", "phi"], IN, [OUT], {}, resamples=100)
+    assert {claim.measure for claim in claims} == {"accuracy, phi minus dpo"}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_values_that_do_not_differ_have_no_interval(seeds: int) -> None:
+    """All pairs right, with every seed: of other pairs that says nothing like certainty."""
+    runs = made_up({"dpo": 9.0, "phi": 9.0}, seeds=range(seeds), lost=1.0)
+    results, claims = analyse(runs, ["dpo", "phi"], IN, [OUT], {}, resamples=100)
+    for each in (*results["outcomes"], *results["differences"]):
+        if each["measure"] == "accuracy":
+            assert (each["low"], each["high"], each["p"], each["detectable"]) == (None,) * 4
+    assert [claim.verdict for claim in claims] == ["not seen"] * 2
 
 
 def test_one_entry_alone_claims_nothing() -> None:
