@@ -25,6 +25,12 @@ NOT_RUN_HERE = {
     "objectives=hh_dpo,hh_theta,hh_phi",
     "mallowspo experiment out-of-distribution train_on=rated:movies "
     "targets=rated:products,rated:tweets train.max_steps=20",
+    "mallowspo experiment out-of-distribution train_on=rated:movies "
+    "targets=rated:products,rated:tweets "
+    "objectives=dpo,mallows_theta,mallows_phi+objective.beta=0.3,"
+    "mallows_theta+dispersion.mode=shuffled seeds=5 train.max_steps=24 train.global_batch_size=8 "
+    "train.learning_rate=5e-5 train_pairs=400 eval.limit=120 max_chars=60 "
+    "model.chat_template=dialogue reference.pack_tokens=1024 checkpoint.every=0",
 }
 
 SMALL = [

@@ -38,7 +38,8 @@ MEANING = """\
 reward is without the dispersion weight. `margin`: mean of the chosen response's reward minus the
 rejected one's, over beta, so that entries with different betas compare: in nats of what Objectives
 says. Intervals are 95 %, what Data says resampled {resamples} times; there is none where no value
-differs from another. {seeds}
+differs from another.
+{seeds}\
 Differences are paired: of two runs of one seed, pair by pair. `p` is two-sided, `Holm` corrects it
 for all claims of this report. Verdicts go by single intervals, so of 40 claims about nothing, two
 would seem to be something. `out of distribution` is the mean over the targets.
@@ -161,7 +162,9 @@ def draw_accuracy(results: Values, path: Path) -> None:
         named = [f"{place}\n(trained on)" if place == inside else place for place in places]
         axes.set_xticks(range(len(places)), named, fontsize=7)
         axes.set_ylabel("preference accuracy, 95% interval")
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(
+            frameon=False, fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0)
+        )
 
     save_picture(draw, path)
 
