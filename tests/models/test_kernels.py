@@ -173,7 +173,10 @@ def test_flex_attention_agrees_over_more_than_a_block_of_128(window: int | None)
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-def test_flex_attention_is_compiled_once_for_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [None, 30])
+def test_flex_attention_is_compiled_once_for_all_lengths(
+    monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
     """As it is compiled on a GPU, capped scores too: where a graph ends, torch makes tensors of all
     tokens by all tokens."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -185,8 +188,8 @@ def test_flex_attention_is_compiled_once_for_all_lengths(monkeypatch: pytest.Mon
     for lengths in ([(60, 50, 40)], LENGTHS, [(9, 8, 7), (100, 30, 20)]):
         inputs, segments = draw(lengths), Segments.of(lengths)
         with torch.no_grad():
-            found = flex_kernel(*inputs, segments, None, None, CAP)
-        assert_same(found, dense_kernel(*inputs, segments, None, None, CAP))
+            found = flex_kernel(*inputs, segments, None, window, CAP)
+        assert_same(found, dense_kernel(*inputs, segments, None, window, CAP))
     assert graphs.frame_count == 2, (
         "one for packs of a single block of 128 tokens, one for all others"
     )
