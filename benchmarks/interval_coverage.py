@@ -1,4 +1,4 @@
-"""How often the intervals of `eval compare` hold the truth, in simulations where it is known.
+"""How often the intervals of comparisons hold the truth, in simulations where it is known.
 
     python benchmarks/interval_coverage.py [--times 1000] [--fits 150] [--json coverage.json]
 
@@ -6,8 +6,9 @@ Preferences in (0, 1), correlated between models by the prompts' hardness; seeds
 shift of their quality. Beside the interval in use stands the two-level percentile bootstrap (seeds
 and prompts resampled), which it was chosen over. Length control: hard wins and losses, lengths that
 have nothing to do with quality, the fit without difficulties, with the published choice of its
-penalty and without a penalty. Also the time of a fit at AlpacaEval's size with its gamed rows. Some
-five minutes on one core.
+penalty and without a penalty. Also the paired seeds of `experiment out-of-distribution`, on one
+data set and in the mean over two, where seeds shift both alike, and the time of a fit at
+AlpacaEval's size with its gamed rows. Some six minutes on one core.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from mallowspo_cli.evaluation.win_rates.length_control import (
     length_controlled,
     refit_of,
 )
+from mallowspo_cli.experiments.ood_samples import Sample, mean_of, paired
 from mallowspo_cli.files import write_json
 
 Floats = NDArray[np.float64]
@@ -40,6 +42,13 @@ CASES = [
     *((60, seeds, spread) for seeds in ((1, 3), (1, 2)) for spread in (0.1, 0.5)),
 ]
 """Prompts, seeds of both sides, and how far a side's seeds lie apart."""
+PAIRED_CASES = [
+    (data_sets, seeds, spread)
+    for data_sets in (1, 2)
+    for seeds in (3, 5)
+    for spread in (0.0, 0.1, 0.5, 2.0)
+]
+"""Data sets in the mean, seeds that both sides have, and how far a side's seeds lie apart."""
 
 
 def main() -> None:
@@ -58,14 +67,23 @@ def main() -> None:
     for row in fits:
         print("| {rates} | {prompts} | {covered:.1%} | {mean:+.1f} |".format(**row))
         print("|   published penalty | | {penalised:.1%} | {penalised_mean:+.1f} |".format(**row))
+    shared = [paired_row(*case, options.times) for case in PAIRED_CASES]
+    print("| data sets | paired seeds | spread | covered |")
+    for row in shared:
+        print("| {data_sets} | {seeds} | {spread} | {covered:.1%} |".format(**row))
     times = fit_times()
     print("fit {fit:.2f} s, 300 refits {refits:.2f} s".format(**times))
     if options.json:
-        write_json(options.json, {"seeds": rows, "length_control": fits, "times": times})
+        found = {"seeds": rows, "paired": shared, "length_control": fits, "times": times}
+        write_json(options.json, found)
 
 
 def preferences(
-    generator: np.random.Generator, hardness: Floats, seeds: int, quality: float, spread: float
+    generator: np.random.Generator,
+    hardness: Floats,
+    seeds: int,
+    quality: float | Floats,
+    spread: float,
 ) -> Floats:
     """(S, N) preferences of a configuration's seeds."""
     of_seed = quality + spread * generator.normal(size=(seeds, 1))
@@ -125,6 +143,27 @@ def two_level(first: Floats, second: Floats, seed: int) -> Interval:
         found.append(means[1] - means[0])
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
+
+
+def paired_row(data_sets: int, seeds: int, spread: float, times: int, pairs: int = 120) -> dict:
+    """Coverage of the difference of two entries with shared pairs and seeds of the same numbers."""
+    truth = true_mean(QUALITY, spread) - true_mean(0, spread)
+    generator = np.random.default_rng(13)
+    held = 0
+    for number in range(times):
+        shifts = spread * generator.normal(size=(2, seeds, 1))
+        sides: tuple[list[Sample], list[Sample]] = ([], [])
+        for place in range(data_sets):
+            hardness = generator.normal(size=pairs)
+            for side, quality, shift in zip(sides, (0, QUALITY), shifts, strict=True):
+                values = preferences(generator, hardness, seeds, quality + shift, 0)
+                (found,) = resampled_means(
+                    values[None], np.ones((1, pairs)), RESAMPLES, number * data_sets + place
+                )
+                side.append(Sample([found], [pairs], [pairs], list(range(seeds))))
+        result = paired(mean_of(sides[0]), mean_of(sides[1]))
+        held += result["low"] <= truth <= result["high"]
+    return {"data_sets": data_sets, "seeds": seeds, "spread": spread, "covered": held / times}
 
 
 def length_row(prompts: int, first: float, second: float, times: int) -> dict:

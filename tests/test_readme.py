@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mallowspo_cli.commands.experiment_sentiment import read_plan
+from mallowspo_cli.commands.sentiment_words import read_plan
 from tests.commands.conftest import Command, mallowspo  # noqa: F401 (a fixture)
 from tests.conftest import pair_rows
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -159,16 +159,7 @@ def prepared_sets(
     for name in targets:
         # The user's word on broken rows holds for all data.
         target = replace(target_config(name, sizes), on_error=config.on_error)
-        if same_data(target, config):
-            raise RecipeError(
-                f"{name} is what is trained on, or a part of it. Name other data sets in targets=."
-            )
-        for other, before in taken.items():
-            if same_data(target, before):
-                raise RecipeError(
-                    f"targets: {other} and {name} are the same data, or one is a part of the "
-                    "other. Name one of them."
-                )
+        _check_new(name, target, config, taken)
         taken[name] = target
         split = "eval" if has_split(target, "eval") else "train"
         ready = prepare_split(target, split, tokenizer, _document(name))
@@ -182,6 +173,22 @@ def prepared_sets(
         found.append(_evaluated(name, ready, causes, sizes.limit))
         scored.update(found[-1].pairs.pair_ids)
     return DataSets(train.pairs, held_out.pairs, found)
+
+
+def _check_new(
+    name: str, target: DatasetConfig, trained_on: DatasetConfig, taken: Mapping[str, DatasetConfig]
+) -> None:
+    """Refuse a target that is what is trained on, or one of the targets before it."""
+    if same_data(target, trained_on):
+        raise RecipeError(
+            f"{name} is what is trained on, or a part of it. Name other data sets in targets=."
+        )
+    for other, before in taken.items():
+        if same_data(target, before):
+            raise RecipeError(
+                f"targets: {other} and {name} are the same data, or one is a part of the other. "
+                "Name one of them."
+            )
 
 
 def _document(name: str) -> str | None:

@@ -90,9 +90,8 @@ class RatedTexts:
     counts: Floats
     """(N, 9): how many raters gave each value of SCALE."""
     documents: list[str]
-    """Of each text, the review or article that it is a sentence of: raters rate its sentences alike
-    (correlation of two of a product review .40, of an editorial .17). Film reviews and tweets are
-    documents of one text each."""
+    """Of each text, the review or article that it is a sentence of, whose sentences raters rate
+    alike. Film reviews and tweets are documents of one text each."""
     read: int
     """Rows of the file, before any were left out."""
     losses: Counter[str] = field(default_factory=Counter)

@@ -14,7 +14,8 @@ from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 
 from mallowspo_cli.commands import experiment_sentiment, sentiment_lab
-from mallowspo_cli.commands.experiment_sentiment import read_plan, run
+from mallowspo_cli.commands.experiment_sentiment import run
+from mallowspo_cli.commands.sentiment_words import read_plan
 from mallowspo_cli.errors import EvalError, RecipeError, TrainingError
 from mallowspo_cli.objectives.dpo import DPO
 from mallowspo_cli.objectives.ipo import IPO
