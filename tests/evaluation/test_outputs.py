@@ -74,7 +74,16 @@ def test_an_instruction_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{", b"[1]", b"\xff\xfe", gzip.compress(b"[{}]")[:-4], b"[" * 100_000]
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"[1]",
+        b"\xff\xfe",
+        pytest.param(gzip.compress(b"[{}]")[:-4], id="gzip cut short"),
+        pytest.param(b"[" * 100_000, id="deep"),
+    ],
 )
 def test_what_is_no_list_of_objects_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "a.json"

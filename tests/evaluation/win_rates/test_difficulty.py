@@ -162,7 +162,12 @@ def test_a_broken_file_is_named_with_its_row(tmp_path: Path, content: str, told:
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe", b"\x1f\x8bnothing", gzip.compress(b"x" * 99)[:20]]
+    "content",
+    [
+        b"\xff\xfe",
+        b"\x1f\x8bnothing",
+        pytest.param(gzip.compress(b"x" * 99)[:20], id="gzip cut short"),
+    ],
 )
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "d.csv"
