@@ -69,7 +69,8 @@ def _found(claim: Claim, bold: str) -> str:
     value, ends = claim.estimate.value, interval(vars(claim.estimate), 4)
     # What rounds to 0 has no minus.
     shown = number(value) if value != value else f"{round(value, 4) + 0.0:+.4f}"
-    return f"{shown} {ends} {bold}{claim.verdict}{bold}".replace("-0.0000", "0.0000")
+    told = shown if ends == "-" else f"{shown} {ends}".replace("-0.0000", "0.0000")
+    return f"{told} {bold}{claim.verdict}{bold}"
 
 
 def _capital(text: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mallowspo_cli.report.estimates import interval, markdown_table, number
+from mallowspo_cli.report.estimates import markdown_table, number, with_interval
 
 Entries = Sequence[Mapping[str, Any]]
 
@@ -81,7 +81,7 @@ def _phi_rows(
         cells = []
         for phi in phis:
             of = [[found[method, told, at, phi] for at in places] for places in kinds]
-            shown = [_cell(one[0]) if len(one) == 1 else number(_mean(one)) for one in of]
+            shown = [with_interval(one[0]) if len(one) == 1 else number(_mean(one)) for one in of]
             cells.append("-" if set(shown) == {"-"} else ", ".join(shown))
         rows.append([_name(results, method, told), *cells])
     return rows
@@ -111,7 +111,7 @@ def many_prompts_tables(results: Mapping[str, Any]) -> list[str]:
             [
                 [
                     _name(results, e["method"], e["told"]),
-                    *(_cell(e[name]) for name in ("reward", "kl", "max_arm", "accuracy")),
+                    *(with_interval(e[name]) for name in ("reward", "kl", "max_arm", "accuracy")),
                 ]
                 for e in tuned
             ],
@@ -146,12 +146,6 @@ def _group_rows(results: Mapping[str, Any], entries: Entries) -> list[list[str]]
         gain = f" ({_signed(e['gain'])})" if "gain" in e and e["told"] else ""
         row.append(f"{number(e['reward']['value'])}{gain}")
     return list(rows.values())
-
-
-def _cell(entry: Mapping[str, Any]) -> str:
-    """A mean with its interval, or a dash."""
-    value = number(entry["value"])
-    return value if value == "-" else f"{value} {interval(entry)}"
 
 
 def _signed(entry: Mapping[str, Any]) -> str:

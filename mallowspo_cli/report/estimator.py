@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mallowspo_cli.evaluation.claims import Claim
 from mallowspo_cli.report.claims import claims_table
-from mallowspo_cli.report.estimates import interval, markdown_table, number
+from mallowspo_cli.report.estimates import interval, markdown_table, number, with_interval
 from mallowspo_cli.report.estimator_pictures import EXACT_PICTURE, MODEL_PICTURE
 
 MODEL_ROWS = {
@@ -153,18 +153,12 @@ def _model_table(model: Mapping[str, Any]) -> list[str]:
         rows.append(
             [
                 label,
-                *(_with_interval(run[name], digits) for run in model["seeds"]),
-                f"{number(mean['value'], digits)} {interval(mean, digits)}",
+                *(with_interval(run[name], digits) for run in model["seeds"]),
+                with_interval(mean, digits),
                 number(known.get(name), digits),
             ]
         )
     return markdown_table([*head, "mean over seeds [95%]", "exact conditionals"], rows)
-
-
-def _with_interval(entry: Any, digits: int) -> str:
-    if isinstance(entry, Mapping):
-        return f"{number(entry['value'], digits)} {interval(entry, digits)}"
-    return number(entry, digits)
 
 
 def _model_reading(model: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from mallowspo_cli.evaluation.claims import Claim
 from mallowspo_cli.files import write_json, write_text
 from mallowspo_cli.report.claims import claims_table
-from mallowspo_cli.report.estimates import interval, markdown_table, number
+from mallowspo_cli.report.estimates import interval, markdown_table, number, with_interval
 from mallowspo_cli.report.pictures import save_picture
 
 REPORT, RESULTS, ROWS, PICTURE, AREAS = (
@@ -194,9 +194,9 @@ def print_frontier(results: Mapping[str, Any], claims: Sequence[Claim], to: Path
     runs = results["runs"]
     out.print(f"{runs['done']} of {runs['wanted']} runs", soft_wrap=True)
     for name, entry in results["areas"].items():
-        out.print(f"{name}: area {number(entry['value'], 4)} {interval(entry, 4)}", soft_wrap=True)
+        out.print(f"{name}: area {with_interval(entry, 4)}", soft_wrap=True)
     for claim in claims:
-        shown = f"{number(claim.estimate.value, 4)} {interval(vars(claim.estimate), 4)}"
+        shown = with_interval(vars(claim.estimate), 4)
         out.print(f"{claim.text}: {claim.verdict} ({shown})", soft_wrap=True)
     out.print(f"report: {to / REPORT}", soft_wrap=True)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from mallowspo_cli.evaluation.diversity import FIRST_WORDS
 from mallowspo_cli.evaluation.preference import TERCILES
 from mallowspo_cli.files import whole_file, write_json, write_text
-from mallowspo_cli.report.estimates import interval, markdown_table, number
+from mallowspo_cli.report.estimates import interval, markdown_table, number, with_interval
 
 LABELS = {
     "tokens": "length in tokens",
@@ -146,7 +146,7 @@ def _by_dispersion(results: dict[str, Any]) -> list[str]:
             [
                 LABELS[name],
                 *(number(thirds[third][name]["value"], digits) for third in thirds),
-                f"{number(gap['value'], digits)} {interval(gap, digits)}",
+                with_interval(gap, digits),
             ]
         )
     return [
@@ -163,8 +163,7 @@ def print_diversity(results: dict[str, Any], place: Path) -> None:
     for name in ORDER:
         entry = results["metrics"][name]
         if entry["prompts"] and not name.endswith("_start"):
-            value = number(entry["value"])
-            out.print(f"{LABELS[name]}: {value} {interval(entry)}", soft_wrap=True)
+            out.print(f"{LABELS[name]}: {with_interval(entry)}", soft_wrap=True)
     for line in findings(results):
         out.print(line, soft_wrap=True)
     out.print(f"report: {place / REPORT}", soft_wrap=True)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from mallowspo_cli.files import whole_file, write_json, write_text
-from mallowspo_cli.report.estimates import interval, markdown_table, number
+from mallowspo_cli.report.estimates import interval, markdown_table, number, with_interval
 
 NUMBERS = {
     "reward": "mean probability of positive",
@@ -107,7 +107,7 @@ def print_sentiment(results: dict[str, Any], place: Path) -> None:
     out = Console(highlight=False, markup=False)
     for name, label in NUMBERS.items():
         if (entry := results[name]) is not None:
-            out.print(f"{label}: {entry['value']:.3f} {interval(entry)}", soft_wrap=True)
+            out.print(f"{label}: {with_interval(entry)}", soft_wrap=True)
     for line in _no_kl(results)[:1]:
         out.print(line, soft_wrap=True)
     out.print(f"classifier {_classifier(results)}", soft_wrap=True)
@@ -124,8 +124,8 @@ def draw_rewards(results: dict[str, Any], rows: Sequence[dict[str, Any]], path: 
         if rewards:
             axes.hist(rewards, bins=BINS, range=(0, 1), color=color, alpha=0.7, label=side)
     reward, kl = results["reward"], results["kl"]
-    divergence = "no KL" if kl is None else f"KL {number(kl['value'])} nats {interval(kl)}"
-    axes.set_title(f"mean {number(reward['value'])} {interval(reward)}, {divergence}", fontsize=9)
+    divergence = "no KL" if kl is None else f"KL in nats {with_interval(kl)}"
+    axes.set_title(f"mean {with_interval(reward)}, {divergence}", fontsize=9)
     axes.set_xlabel("probability of positive")
     axes.set_ylabel("continuations")
     axes.spines[["top", "right"]].set_visible(False)

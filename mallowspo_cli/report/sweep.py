@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mallowspo_cli.evaluation.strata import Estimate
 from mallowspo_cli.files import write_text
-from mallowspo_cli.report.estimates import interval, markdown_table, number
+from mallowspo_cli.report.estimates import markdown_table, number, with_interval
 from mallowspo_cli.report.pictures import TRAIN, save_picture
 from mallowspo_cli.report.sweep_table import METRICS, SEED, Group, SweepRow, groups
 
@@ -184,10 +184,7 @@ def _distinct(values: Any) -> list[str]:
 
 
 def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "-"
-    ends = interval(vars(estimate))
-    return number(estimate.value) if ends == "-" else f"{number(estimate.value)} {ends}"
+    return "-" if estimate is None else with_interval(vars(estimate))
 
 
 def _notes(rows: Sequence[SweepRow], metrics: Sequence[str]) -> list[str]:
