@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ from mallowspo_cli.evaluation.controlled.reviews import (
     split_reviews,
 )
 from mallowspo_cli.evaluation.sampling.tasks import Task
-from mallowspo_cli.experiments.sentiment import Job, analyse, claims
+from mallowspo_cli.experiments.sentiment import Job, analyse, claims, point_rows
 from mallowspo_cli.files import make_directory, write_json
 from mallowspo_cli.models.load import model_directory
 from mallowspo_cli.recipe.load import LoadedRecipe
@@ -68,14 +68,22 @@ class Experiment:
     def __init__(self, plan: Plan, reviews: Reviews, classifier: Classifier):
         self.plan, self.classifier, self.reviews = plan, classifier, reviews
         self.train_tasks, self.eval_tasks = self._tasks(reviews)
-        self.weights = weights_digest(model_directory(plan.base.recipe.model))
+        self._common = [
+            weights_digest(model_directory(plan.base.recipe.model)),
+            *(asdict(plan.sizes), plan.prompt_words, reviews.digest(), classifier.about),
+        ]
         self._loaded: dict[Job, LoadedRecipe] = {}
         self._lab: Lab | None = None
         self._pairs: tuple[int, TokenizedPairs] | None = None
 
     def run(self) -> None:
-        """Train what is missing, and report after each row; what failed is tried again."""
-        jobs, busy, base = self.plan.jobs(), 0, self._made_from(self.plan.base)
+        """Train what is missing, and report after each row; what failed before is tried again.
+
+        Raises:
+            TrainingError: runs failed; all others were made.
+        """
+        jobs, base = self.plan.jobs(), self._made_from(self.plan.base)
+        failed = {job for job in jobs if "error" in self._content(job.name)}
         for seed in range(self.plan.seeds):
             with self._mine(reference_name(seed), wait=True):
                 if self._row(reference_name(seed), base) is None:
@@ -85,15 +93,12 @@ class Experiment:
             made_from = self._made_from(self.loaded(job))
             with self._mine(job.name) as mine:
                 row = self._row(job.name, made_from)
-                if not mine:
-                    busy += 1
-                elif row is None or "error" in row:
+                if mine and (row is None or ("error" in row and job in failed)):
                     log.info("run %d of %d: %s", number + 1, len(jobs), job.name)
                     self._write(job.name, made_from, self._train(job))
                     self._report()
-        self._report(tell=True)
-        if busy:
-            log.info("%d runs are another process's, which reports on all of them", busy)
+        self._report(last=True)
+        self._tell_missing(jobs)
 
     @property
     def lab(self) -> Lab:
@@ -117,6 +122,7 @@ class Experiment:
             recipe = self.loaded(job).recipe
             points = self.lab.train(recipe, pairs, self.eval_tasks[job.seed])
         except TrainingError as error:
+            log.info("%s failed: %s", job.name, first_line(error))
             return {**row, "points": [], "error": first_line(error)}
         spent = {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu}
         return {**row, "points": points, **spent}
@@ -146,8 +152,7 @@ class Experiment:
 
     def _made_from(self, loaded: LoadedRecipe) -> str:
         """Names what a row depends on. The number of seeds and of methods is not of it."""
-        about = [loaded.to_yaml(), self.weights, asdict(self.plan.sizes), self.plan.prompt_words]
-        text = json.dumps([*about, self.reviews.digest(), self.classifier.about], sort_keys=True)
+        text = json.dumps([loaded.to_yaml(), *self._common], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
     def loaded(self, job: Job) -> LoadedRecipe:
@@ -159,33 +164,51 @@ class Experiment:
     def _file(self, name: str) -> Path:
         return self.plan.to / "rows" / f"{name}.json"
 
-    def _row(self, name: str, made_from: str) -> dict[str, Any] | None:
+    def _content(self, name: str) -> dict[str, Any]:
+        """A row as it lies there; empty without one."""
         file = self._file(name)
-        if not file.is_file():
-            return None
-        row = json.loads(file.read_text(encoding="utf-8"))
-        if row["made_from"] != made_from:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def _row(self, name: str, made_from: str) -> dict[str, Any] | None:
+        row = self._content(name)
+        if row and row["made_from"] != made_from:
             raise EvalError(
-                f"{file} was made with other words (recipe, sizes or classifier) or another model. "
-                "Give the experiment another place: to=DIR."
+                f"{self._file(name)} was made with other words (recipe, sizes or classifier) or "
+                "another model. Give the experiment another place: to=DIR."
             )
-        return row
+        return row or None
 
     def _write(self, name: str, made_from: str, row: Mapping[str, Any]) -> None:
         write_json(self._file(name), {"made_from": made_from, **row})
 
-    def _report(self, tell: bool = False) -> None:
-        """What the rows that are there say."""
-        with self._mine("report", wait=True):
-            found = self._results()
-            if found is None:
-                return
-            results, rows, decided = found
-            write_frontier(self.plan.to, results, rows, decided)
-        if tell:
+    def _report(self, last: bool = False) -> None:
+        """What the rows that are there say; but for the last, not while another process reports."""
+        with self._mine("report", wait=last) as mine:
+            found = self._results() if mine else None
+            if found is not None:
+                results, points, decided = found
+                write_frontier(self.plan.to, results, points, decided)
+        if last and found is None:
+            log.info("no report: no method has all runs of a seed")
+        elif last and found is not None:
             print_frontier(results, decided, self.plan.to)
 
+    def _tell_missing(self, jobs: Sequence[Job]) -> None:
+        """Say which runs are without numbers: those that others are at, and the failed ones."""
+        rows = [self._content(job.name) for job in jobs]
+        if missing := rows.count({}):
+            log.info(
+                "left to other processes: %d run%s; what they do not end, the same command does",
+                *(missing, "" if missing == 1 else "s"),
+            )
+        if errors := [row["error"] for row in rows if "error" in row]:
+            raise TrainingError(
+                f"{len(errors)} of {len(jobs)} runs failed, the first with: {errors[0]} The same "
+                "command tries them again."
+            )
+
     def _results(self) -> tuple[dict[str, Any], list[dict[str, Any]], list[Claim]] | None:
+        """What the rows say, a row for each point, the claims; None where no method has an area."""
         plan, base = self.plan, self._made_from(self.plan.base)
         references = {seed: self._row(reference_name(seed), base) for seed in range(plan.seeds)}
         there = {seed: row for seed, row in references.items() if row is not None}
@@ -212,6 +235,7 @@ class Experiment:
             "runs": {"wanted": len(jobs), "done": len(rows)},
             "references": {str(seed): row["reward"] for seed, row in there.items()},
             "pairs": {str(row["seed"]): row["pairs"] for row in rows},
+            "measured": max(len(row["points"]) for row in rows),
             "failed": {
                 f"{row['method']} beta {row['beta']:g} seed {row['seed']}": row["error"]
                 for row in rows
@@ -221,7 +245,7 @@ class Experiment:
             **analysed,
             "claims": [claim.row() for claim in decided],
         }
-        return results, rows, decided
+        return results, point_rows(rows, there), decided
 
     @contextmanager
     def _mine(self, name: str, wait: bool = False) -> Iterator[bool]:

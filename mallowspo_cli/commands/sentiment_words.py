@@ -79,6 +79,8 @@ def read_plan(words: Sequence[str]) -> Plan:
         own=own,
         to=Path(own.get("to", "reports/sentiment")).expanduser(),
     )
+    if len({job.name for job in plan.jobs()}) < len(plan.jobs()):
+        raise RecipeError(f"factors={own['factors']}: two of them give the same beta, to 6 digits.")
     # What a method cannot take, no seed or factor can.
     for job in all_jobs(plan.methods, plan.factors[:1], [0]):
         plan.loaded(job)

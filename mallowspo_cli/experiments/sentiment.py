@@ -16,7 +16,7 @@ from scipy.stats import ttest_1samp
 
 from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.evaluation.claims import Claim, t_estimate
-from mallowspo_cli.evaluation.comparing.paired import holm
+from mallowspo_cli.evaluation.comparing.paired import detectable, holm
 from mallowspo_cli.recipe.nearest import nearest
 
 Floats = NDArray[np.float64]
@@ -42,6 +42,8 @@ class Method:
     beta: float
     """At factor 1."""
     what: str
+    mode: str = "estimated"
+    """The recipe's dispersion.mode."""
 
 
 METHODS: Final[Mapping[str, Method]] = {
@@ -57,22 +59,25 @@ METHODS: Final[Mapping[str, Method]] = {
         Method("mallows_ipo", ("objective=mallows_ipo",), 0.1, "Mallows-IPO"),
         Method(
             "theta_shuffled",
-            ("objective=mallows_theta", "dispersion.mode=shuffled"),
+            ("objective=mallows_theta",),
             0.1,
             "control: MallowsPO-theta with the weights of other pairs",
+            mode="shuffled",
         ),
         # With a constant weight theta is DPO to the bit, so the control is phi's.
         Method(
             "phi_constant",
-            ("objective=mallows_phi", "dispersion.mode=constant"),
+            ("objective=mallows_phi",),
             0.3,
             "control: MallowsPO-phi with w = 1 for every pair",
+            mode="constant",
         ),
         Method(
             "theta_inverse",
-            ("objective=mallows_theta", "dispersion.mode=inverse"),
+            ("objective=mallows_theta",),
             0.1,
             "control: MallowsPO-theta with weights the wrong way round",
+            mode="inverse",
         ),
         Method(
             "phi_smooth",
@@ -98,8 +103,8 @@ class Job:
 
     @property
     def beta(self) -> float:
-        """The run's objective.beta."""
-        return float(f"{self.method.beta * self.factor:.12g}")
+        """The run's objective.beta, of the digits that its words and its name have."""
+        return float(f"{self.method.beta * self.factor:g}")
 
     @property
     def name(self) -> str:
@@ -107,8 +112,9 @@ class Job:
         return f"{self.method.name}-beta{self.beta:g}-seed{self.seed}"
 
     def words(self) -> list[str]:
-        """Recipe words."""
-        return [*self.method.words, f"objective.beta={self.beta:g}", f"seed={self.seed}"]
+        """Recipe words; they come after a user's own, and win."""
+        own = (f"dispersion.mode={self.method.mode}", f"objective.beta={self.beta:g}")
+        return [*self.method.words, *own, f"seed={self.seed}"]
 
 
 def chosen_methods(text: str) -> list[Method]:
@@ -208,9 +214,14 @@ def curves(
 
 
 def _curve(points: Sequence[Mapping[str, Any]], reference: Mapping[str, Any]) -> Curve:
-    gains = np.asarray([point["rewards"] for point in points]) - np.asarray(reference["rewards"])
-    halves = np.stack([gains[:, half::2].mean(axis=1) for half in (0, 1)])
-    return Curve(np.asarray([point["kl"] for point in points], dtype=np.float64), halves)
+    gains = np.stack([_halves(point) for point in points], axis=1) - _halves(reference)[:, None]
+    return Curve(np.asarray([point["kl"] for point in points], dtype=np.float64), gains)
+
+
+def _halves(point: Mapping[str, Any]) -> Floats:
+    """(2,) mean rewards of the beginnings at even and at odd places."""
+    rewards = np.asarray(point["rewards"], dtype=np.float64)
+    return np.asarray([rewards[half::2].mean() for half in (0, 1)])
 
 
 def analyse(
@@ -306,6 +317,7 @@ def _differences(found: Mapping[str, Mapping[int, Curve]]) -> list[dict[str, Any
                 "kl_until": until,
                 **_estimate(gaps),
                 "p": _p_value(gaps),
+                "detectable": _detectable(gaps),
                 "seeds": {str(s): _plain(g) for s, g in zip(shared, gaps, strict=True)},
             }
         )
@@ -321,6 +333,13 @@ def _p_value(gaps: Sequence[float]) -> float | None:
     if len(known) < 2 or np.isnan(known).any() or known.std() == 0:
         return None
     return float(ttest_1samp(known, 0).pvalue)  # type: ignore[union-attr]
+
+
+def _detectable(gaps: Sequence[float]) -> float | None:
+    known = np.asarray(gaps)
+    if len(known) < 2 or np.isnan(known).any():
+        return None
+    return detectable(float(known.std(ddof=1)) / math.sqrt(len(known)), len(known) - 1)
 
 
 def _points(
@@ -341,6 +360,20 @@ def _points(
         step = round(float(steps.mean()), 1)
         found.append({"method": method, "beta": beta, "step": step, **dict(estimates)})
     return found
+
+
+def point_rows(
+    rows: Sequence[Mapping[str, Any]], references: Mapping[int, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row for each point of each run, and for each seed's reference: what areas are made of."""
+    wholes = [{"method": "reference", "seed": seed, **point} for seed, point in references.items()]
+    wholes += [{**row, **point} for row in rows for point in row["points"]]
+    names = ("method", "beta", "seed", "step", "reward", "kl", "log_odds", "tokens_mean")
+    return [
+        {name: whole.get(name) for name in names}
+        | dict(zip(("reward_even", "reward_odd"), _halves(whole).tolist(), strict=True))
+        for whole in wholes
+    ]
 
 
 def _estimate(values: Sequence[float] | Floats) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from rich.console import Console
 
@@ -20,7 +19,6 @@ REPORT, RESULTS, ROWS, PICTURE, AREAS = (
     *("report.md", "results.json", "rows.csv"),
     *("frontier.png", "areas.png"),
 )
-COLUMNS = ("method", "beta", "seed", "step", "reward", "kl", "log_odds", "tokens_mean")
 COLORS = {
     "dpo": "#4c72b0",
     "ipo": "#55a868",
@@ -38,12 +36,12 @@ COLORS = {
 def write_frontier(
     to: Path,
     results: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
+    points: Sequence[Mapping[str, Any]],
     claims: Sequence[Claim],
 ) -> None:
     """Numbers, a CSV of all points, two pictures and the report into a directory."""
     write_json(to / RESULTS, dict(results))
-    write_text(to / ROWS, _csv(rows))
+    write_text(to / ROWS, _csv(points))
     save_picture(lambda axes: draw_frontier(axes, results), to / PICTURE)
     save_picture(lambda axes: draw_areas(axes, results), to / AREAS)
     write_text(to / REPORT, as_markdown(results, claims))
@@ -76,6 +74,9 @@ def as_markdown(results: Mapping[str, Any], claims: Sequence[Claim]) -> str:
             "## Frontiers",
             "",
             f"![Reward against KL]({PICTURE})",
+            "",
+            "Lines: the path of a method's runs at one beta, means over seeds, from the reference "
+            "on. Areas are those of each seed's own frontier over all betas.",
             "",
             f"Areas over KL from 0 to {results['kl_until']:.2f} nats, which every method reached "
             "with every seed.",
@@ -125,8 +126,8 @@ def _set_up(results: Mapping[str, Any]) -> list[str]:
         f"former {sizes['samples']} times (at most {sizes['max_tokens']} tokens, temperature 1); "
         f"all pairs of continuations whose rewards differ are trained on ({min(pairs)} to "
         f"{max(pairs)} a seed; epochs: {results['epochs']}). Reward: probability of positive by "
-        f"`{about['name']}` ({about['kind']}{accuracy}). Measured {sizes['points']} times a run. "
-        f"The reference's own reward, seed by seed: {references}.",
+        f"`{about['name']}` ({about['kind']}{accuracy}). Measured {results['measured']} times a "
+        f"run. The reference's own reward, seed by seed: {references}.",
         "",
         f"{runs['done']} of {runs['wanted']} runs are done: "
         f"{len(results['methods'])} methods x {len(results['factors'])} betas (the method's own "
@@ -153,10 +154,16 @@ def _differences_table(results: Mapping[str, Any]) -> list[str]:
             interval(entry, 4),
             number(entry["p"]),
             number(entry.get("p_holm")),
+            number(entry["detectable"], 4),
         ]
         for entry in results["differences"]
     ]
-    return markdown_table(["areas", "difference", "95% interval", "p", "p (Holm)"], rows)
+    head = ["areas", "difference", "95% interval", "p", "p (Holm)", "detectable"]
+    return [
+        *markdown_table(head, rows),
+        "",
+        "`detectable`: the smallest true difference that would be found with 80 % power.",
+    ]
 
 
 def _points_table(results: Mapping[str, Any]) -> list[str]:
@@ -202,26 +209,22 @@ def print_frontier(results: Mapping[str, Any], claims: Sequence[Claim], to: Path
 
 
 def draw_frontier(axes: Axes, results: Mapping[str, Any]) -> None:
-    """Gain in reward against KL: means over seeds of each method, beta and step."""
+    """Gain in reward against KL, means over seeds: each method's path at each beta."""
     axes.axhline(0, color="#999999", linewidth=0.8)
     for method in results["methods"]:
         points = [entry for entry in results["points"] if entry["method"] == method]
-        if not points:
-            continue
-        kl, gain = (np.asarray([p[name]["value"] for p in points]) for name in ("kl", "gain"))
-        order = np.argsort(kl)
-        color = COLORS.get(method)
         control = results["methods"][method].startswith("control")
-        axes.plot(
-            np.append(0, kl[order]),
-            np.append(0, gain[order]),
-            marker="o",
-            markersize=3.5,
-            linewidth=1.2,
-            linestyle="--" if control else "-",
-            color=color,
-            label=method,
-        )
+        for place, beta in enumerate(dict.fromkeys(point["beta"] for point in points)):
+            path = [point for point in points if point["beta"] == beta]
+            axes.plot(
+                *([0, *(point[name]["value"] for point in path)] for name in ("kl", "gain")),
+                marker="o",
+                markersize=3.5,
+                linewidth=1.2,
+                linestyle="--" if control else "-",
+                color=COLORS.get(method),
+                label=method if place == 0 else None,
+            )
     axes.set_xlabel("KL to the reference, nats a continuation")
     axes.set_ylabel("gain in probability of positive")
     axes.legend(frameon=False, fontsize=7, ncols=2)
@@ -245,12 +248,9 @@ def draw_areas(axes: Axes, results: Mapping[str, Any]) -> None:
     axes.set_xlabel(f"mean gain over KL from 0 to {results['kl_until']:.2f} nats")
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each point of each run."""
+def _csv(points: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        for point in row["points"]:
-            writer.writerow([{**row, **point}[name] for name in COLUMNS])
+    writer = csv.DictWriter(text, list(points[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(points)
     return text.getvalue()

@@ -14,9 +14,10 @@ from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 
 from mallowspo_cli.commands import experiment_sentiment, sentiment_lab
-from mallowspo_cli.commands.experiment_sentiment import run
+from mallowspo_cli.commands.experiment_sentiment import Experiment, run
 from mallowspo_cli.commands.sentiment_words import read_plan
 from mallowspo_cli.errors import EvalError, RecipeError, TrainingError
+from mallowspo_cli.experiments.sentiment import Curve, Job, area
 from mallowspo_cli.objectives.dpo import DPO
 from mallowspo_cli.objectives.ipo import IPO
 from mallowspo_cli.recipe.load import load_recipe
@@ -80,7 +81,7 @@ def test_every_run_leaves_a_row_and_the_report_says_what_they_decide(reviews: st
     assert "8 of 8 runs are done" in report
     assert "MallowsPO-theta has a better frontier than DPO" in report
     with Path("out", "rows.csv").open() as handle:
-        assert len(list(csv.DictReader(handle))) == 16
+        assert len(list(csv.DictReader(handle))) == 2 + 16
     for name in ("frontier.png", "areas.png"):
         assert Path("out", name).read_bytes().startswith(b"\x89PNG")
 
@@ -97,7 +98,7 @@ def test_theta_with_a_constant_weight_is_dpo_to_the_bit(reviews: str) -> None:
     plan = read_plan([*SMALL, reviews, "methods=dpo", "factors=1", "seeds=1", "to=out"])
     reviewed = experiment_sentiment.load_reviews(Path(plan.own["reviews"]))
     classifier = experiment_sentiment.chosen_classifier(plan.own, reviewed)
-    found = experiment_sentiment.Experiment(plan, reviewed, classifier)
+    found = Experiment(plan, reviewed, classifier)
     pairs = found.lab.pairs(0, found.train_tasks[0], "a test")
     tasks = found.eval_tasks[0]
     words = [*plan.words, "objective.beta=0.1", "dispersion.mode=constant"]
@@ -152,7 +153,8 @@ def test_a_run_that_fails_in_the_middle_of_a_step_leaves_nothing_to_the_next(
     with monkeypatch.context() as patched:
         patched.setattr(IPO, "__call__", failing)
         patched.setattr(IPO, "label_smoothing", 0.0, raising=False)
-        run([*words, "methods=ipo,dpo", "to=out"])
+        with pytest.raises(TrainingError, match=r"1 of 2 runs failed, .*not finite"):
+            run([*words, "methods=ipo,dpo", "to=out"])
     found = results_in("out")
     assert found["runs"]["done"] == 2
     assert list(found["failed"]) == ["ipo beta 0.1 seed 0"]
@@ -167,6 +169,69 @@ def test_a_run_that_fails_in_the_middle_of_a_step_leaves_nothing_to_the_next(
     run([*words, "methods=ipo,dpo", "to=out"])
     assert results_in("out")["failed"] == {}
     assert Path("out", "rows", f"{name}.json").stat().st_mtime_ns == before
+
+
+def test_where_every_run_fails_it_is_said_and_each_is_tried_once(
+    reviews: str,
+    mallowspo: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries = []
+
+    def failing(*_: Any) -> Any:
+        tries.append(1)
+        raise TrainingError("the loss is not finite.")
+
+    monkeypatch.setattr(sentiment_lab, "optimizer_step", failing)
+    words = [*SMALL, reviews, "methods=dpo,ipo", "factors=1", "seeds=1", "to=out"]
+    done = mallowspo("experiment", "sentiment", *words)
+    assert done.code == 2
+    assert "2 of 2 runs failed, the first with: the loss is not finite." in done.err
+    assert "dpo-beta0.1-seed0 failed: the loss is not finite." in done.err
+    assert "no report" in done.err
+    assert not Path("out", "report.md").exists()
+    assert len(tries) == 2
+
+
+def test_what_fails_in_another_process_is_not_tried_again_here(
+    reviews: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*SMALL, reviews, "methods=dpo,ipo", "factors=1", "seeds=1", "to=out"]
+    first = Experiment._train
+    trained = []
+
+    def training(self: Experiment, job: Job) -> dict[str, Any]:
+        trained.append(job.method.name)
+        # While this process trains, another one's next run fails.
+        other = self.plan.jobs()[1]
+        found = {"seed": 0, "method": "ipo", "beta": 0.1, "points": [], "pairs": 2, "error": "no."}
+        self._write(other.name, self._made_from(self.loaded(other)), found)
+        return first(self, job)
+
+    monkeypatch.setattr(Experiment, "_train", training)
+    with pytest.raises(TrainingError, match=r"1 of 2 runs failed, the first with: no\. "):
+        run(words)
+    assert trained == ["dpo"]
+
+
+def test_the_areas_follow_from_the_rows_that_are_published(reviews: str) -> None:
+    run([*SMALL, reviews, "methods=dpo", "factors=1,3", "seeds=2", "to=out"])
+    found = results_in("out")
+    with Path("out", "rows.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    names = ("reward_even", "reward_odd")
+    for seed, told in found["areas"]["dpo"]["seeds"].items():
+        of_seed = [row for row in rows if row["seed"] == seed]
+        (reference,) = (row for row in of_seed if row["method"] == "reference")
+        points = [row for row in of_seed if row["method"] == "dpo"]
+        gains = [[float(p[n]) - float(reference[n]) for p in points] for n in names]
+        curve = Curve(np.asarray([float(p["kl"]) for p in points]), np.asarray(gains))
+        assert area(curve, found["kl_until"]) == pytest.approx(told, abs=1e-12)
+
+
+def test_no_method_is_run_as_its_own_control(reviews: str) -> None:
+    plan = read_plan([*SMALL, reviews, "methods=mallows_theta", "dispersion={mode:shuffled}"])
+    assert plan.loaded(plan.jobs()[0]).recipe.dispersion.mode == "estimated"
 
 
 def test_a_policy_that_did_not_move_has_no_divergence_in_bf16_either(reviews: str) -> None:
@@ -184,7 +249,7 @@ def test_a_policy_that_is_not_finite_is_no_point(
     plan = read_plan([*SMALL, reviews, "methods=dpo", "factors=1", "seeds=1", "to=out"])
     reviewed = experiment_sentiment.load_reviews(Path(plan.own["reviews"]))
     classifier = experiment_sentiment.chosen_classifier(plan.own, reviewed)
-    found = experiment_sentiment.Experiment(plan, reviewed, classifier)
+    found = Experiment(plan, reviewed, classifier)
     pairs = found.lab.pairs(0, found.train_tasks[0], "a test")
     broken = {"reward": 0.5, "kl": math.nan}
     monkeypatch.setattr(found.lab, "_measure", lambda *_: broken)
@@ -193,16 +258,38 @@ def test_a_policy_that_is_not_finite_is_no_point(
         found.lab.train(found.loaded(job).recipe, pairs, found.eval_tasks[0])
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(reviews: str) -> None:
+def test_a_run_that_another_process_is_at_is_left_to_it(
+    reviews: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [*SMALL, reviews, "methods=dpo,ipo", "factors=1", "seeds=1", "to=out"]
     plan = read_plan(words)
     reviewed = experiment_sentiment.load_reviews(Path(plan.own["reviews"]))
     classifier = experiment_sentiment.chosen_classifier(plan.own, reviewed)
-    other = experiment_sentiment.Experiment(plan, reviewed, classifier)
+    other = Experiment(plan, reviewed, classifier)
     with other._mine("dpo-beta0.1-seed0") as mine:
         assert mine
         run(words)
     assert set(rows_in("out")) == {"reference-seed0", "ipo-beta0.1-seed0"}
+    assert "left to other processes: 1 run" in capsys.readouterr().err
+    run(words)
+    assert "left to other processes" not in capsys.readouterr().err
+
+
+def test_a_report_that_another_process_writes_is_waited_for_at_the_end_alone(
+    reviews: str,
+) -> None:
+    words = [*SMALL, reviews, "methods=dpo", "factors=1", "seeds=1", "to=out"]
+    plan = read_plan(words)
+    reviewed = experiment_sentiment.load_reviews(Path(plan.own["reviews"]))
+    classifier = experiment_sentiment.chosen_classifier(plan.own, reviewed)
+    run(words)
+    Path("out", "report.md").unlink()
+    this, other = (Experiment(plan, reviewed, classifier) for _ in range(2))
+    with other._mine("report"):
+        this._report()
+    assert not Path("out", "report.md").exists()
+    this._report(last=True)
+    assert Path("out", "report.md").exists()
 
 
 def test_rows_of_other_settings_are_refused(reviews: str) -> None:
@@ -226,6 +313,7 @@ def test_rows_of_other_settings_are_refused(reviews: str) -> None:
         ("seed=3", "the experiment sets seed itself"),
         ("train.learning_rat=1", "train.learning_rat is not a key"),
         ("scale=1,2", "scale=1,2 is not one number"),
+        ("factors=1,1.0000001", "two of them give the same beta, to 6 digits"),
     ],
 )
 def test_a_word_that_cannot_be_used_is_one_line(word: str, message: str) -> None:

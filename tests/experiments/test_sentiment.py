@@ -155,7 +155,10 @@ def test_seeds_are_run_whole_one_after_another() -> None:
     jobs = all_jobs(chosen_methods("dpo,mallows_phi"), [0.3, 3.0], range(2))
     assert [job.seed for job in jobs] == [0] * 4 + [1] * 4
     assert len({job.name for job in jobs}) == 8
-    assert jobs[1].words() == ["objective=mallows_phi", "objective.beta=0.09", "seed=0"]
+    assert jobs[1].words() == [
+        *("objective=mallows_phi", "dispersion.mode=estimated"),
+        *("objective.beta=0.09", "seed=0"),
+    ]
 
 
 def test_a_method_that_is_not_there_is_named_with_the_nearest() -> None:

@@ -120,8 +120,12 @@ def difference(first: Replicates, second: Replicates, units: int) -> Difference:
     error, quantile = math.sqrt(variance), float(t.ppf((1 + LEVEL) / 2, freedom))
     p = 2 * float(t.sf(abs(gap) / error, freedom)) if error > 0 else float(gap == 0)
     low, high = gap - quantile * error, gap + quantile * error
-    detectable = (quantile + float(t.ppf(POWER, freedom))) * error
-    return Difference(*means, gap, low, high, p, error, detectable, freedom)
+    return Difference(*means, gap, low, high, p, error, detectable(error, freedom), freedom)
+
+
+def detectable(error: float, freedom: float) -> float:
+    """About the smallest true difference that a t test at the 5 % level finds with 80 % power."""
+    return error * float(t.ppf((1 + LEVEL) / 2, freedom) + t.ppf(POWER, freedom))
 
 
 def _crossed_variance(

@@ -23,6 +23,7 @@ from mallowspo_cli.distributed import log
 from mallowspo_cli.errors import EvalError, ModelError, first_line
 from mallowspo_cli.evaluation.controlled.reviews import Reviews, split_reviews
 from mallowspo_cli.files import cache_directory, make_directory, whole_file
+from mallowspo_cli.reference.fingerprint import weights_digest
 
 Floats = NDArray[np.float64]
 VERSION = 1
@@ -185,7 +186,12 @@ class TransformersClassifier:
             )
         labels = {int(index): str(text) for index, text in (config.id2label or {}).items()}
         place = _positive(labels, name, label)
-        about = {"name": name, "kind": type(model).__name__, "positive_label": labels[place]}
+        about = {
+            "name": name,
+            "kind": type(model).__name__,
+            "positive_label": labels[place],
+            "weights": weights_digest(directory),
+        }
         return cls(model.to(device).eval(), tokenizer, place, about)
 
     @torch.inference_mode()
