@@ -28,7 +28,7 @@ quickstart: .venv/ready
 
 test: .venv/ready
 	@echo "==> the test suite"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	@$(BIN)/ruff check .

@@ -27,6 +27,19 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+LONGEST = (
+    *("training/test_processes.py", "commands/test_train.py", "recipe/test_load.py"),
+    *("test_recipes.py", "commands/test_eval_alpacaeval.py", "test_readme.py"),
+)
+"""Begun first, so that no core waits at the end for the other's long file."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    ranks = {root / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache directory that no other program sees, for the whole session."""

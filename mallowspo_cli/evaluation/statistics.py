@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 RESAMPLES = 2000
 TERCILES = ("low_dispersion", "middle_dispersion", "high_dispersion")
@@ -52,6 +51,9 @@ def spearman(
     share their mean; a resample draws groups and correlates their ranks, which for many values is
     the same as ranking anew and much faster.
     """
+    # A second to import, which training, that needs the rest of this file, does without.
+    from scipy.stats import rankdata
+
     known = ~(np.isnan(first) | np.isnan(second))
     x, y = (rankdata(values[known]) for values in (first, second))
     kept = [group for group, keep in zip(groups, known, strict=True) if keep]

@@ -1,6 +1,8 @@
 """Where recipes and their options lie: the user's directories, installed packages, and ours."""
 
+import functools
 import os
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -22,9 +24,15 @@ def recipe_directories() -> list[Path]:
     for directory in found:
         if not directory.is_dir():
             raise RecipeError(f"MALLOWSPO_RECIPE_PATH names {directory}, which is no directory.")
-    found += [Path(str(point.load())) for point in entry_points(group="mallowspo.recipes")]
+    found += _installed_recipes(tuple(sys.path))
     found.append(shipped_recipes())
     return [path.resolve() for path in found]
+
+
+@functools.cache
+def _installed_recipes(places: tuple[str, ...]) -> list[Path]:
+    """Directories that packages installed in `places` (sys.path) name; they are read but once."""
+    return [Path(str(point.load())) for point in entry_points(group="mallowspo.recipes")]
 
 
 def shipped_recipes() -> Path:

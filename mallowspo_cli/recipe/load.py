@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import re
 import warnings
 from collections.abc import Iterator
@@ -85,14 +86,18 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
     path = find_recipe(name)
     _check_file(path)
     parsed = _parse(overrides)
-    _register_schema()
+    _register_schema(tuple(registered().items()))
     with _composer(path):
         _check_options(path, parsed)
         _check_objective_choice(path, parsed)
-        groups = [str(o.input_line) for o in parsed if o.key_or_group in GROUPS]
-        base = _compose(path, groups, f"{path.name}: ")
-        _check_known_keys(base, parsed)
-        config = _compose(path, overrides)
+        try:
+            config = _compose(path, overrides)
+        except RecipeError:
+            # What is wrong in the file, or with a key, is told before what is wrong with a value.
+            groups = [str(o.input_line) for o in parsed if o.key_or_group in GROUPS]
+            _check_known_keys(_compose(path, groups, f"{path.name}: "), parsed)
+            raise
+        _check_known_keys(config, parsed)
     if OmegaConf.select(config, "train.precision") is Precision.auto:
         config.train.precision = native_precision()
     return LoadedRecipe(_to_recipe(config), path, overrides, _plain(config))
@@ -149,10 +154,11 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _register_schema() -> None:
+@functools.cache
+def _register_schema(objectives: tuple[tuple[str, type[Objective]], ...]) -> None:
     store = ConfigStore.instance()
     store.store(name="recipe_schema", node=Recipe)
-    for name, cls in registered().items():
+    for name, cls in objectives:
         store.store(group="objective", name=name, node=cls)
 
 

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from mallowspo_cli.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TRAIN, HELD_OUT = "#4c72b0", "#c44e52"
 
 
-def save_picture(draw: Callable[[Axes], None], path: Path) -> Path:
+def save_picture(draw: "Callable[[Axes], None]", path: Path) -> Path:
     """Draw into one figure and write it as PNG; returns the path."""
+    # A second that every process of a training would take, for what one of them does at the end.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

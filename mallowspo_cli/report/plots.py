@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
 from mallowspo_cli.evaluation.statistics import TERCILES
 from mallowspo_cli.report.pictures import HELD_OUT, TRAIN, save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Lines = list[dict[str, Any]]
 
@@ -30,7 +31,7 @@ def draw_run(directory: Path, lines: Lines, dispersion: dict[str, Any] | None) -
     return [save_picture(draw, directory / f"{name}.png") for name, draw in pictures.items()]
 
 
-def _curve(axes: Axes, train: Lines, held_out: Lines, key: str, label: str) -> None:
+def _curve(axes: "Axes", train: Lines, held_out: Lines, key: str, label: str) -> None:
     if train:
         steps = [line["step"] for line in train]
         values = [line[key] for line in train]
@@ -45,7 +46,7 @@ def _curve(axes: Axes, train: Lines, held_out: Lines, key: str, label: str) -> N
     axes.legend(frameon=False)
 
 
-def _accuracy(axes: Axes, train: Lines, held_out: Lines) -> None:
+def _accuracy(axes: "Axes", train: Lines, held_out: Lines) -> None:
     _curve(axes, train, held_out, "rewards/accuracies", "implicit-reward accuracy")
     for line in held_out:
         low, high = line["eval/rewards/accuracies_low"], line["eval/rewards/accuracies_high"]
@@ -54,7 +55,7 @@ def _accuracy(axes: Axes, train: Lines, held_out: Lines) -> None:
     axes.set_ylim(0, 1)
 
 
-def _weights(axes: Axes, dispersion: dict[str, Any]) -> None:
+def _weights(axes: "Axes", dispersion: dict[str, Any]) -> None:
     edges, counts = dispersion["histogram"]["edges"], dispersion["histogram"]["counts"]
     axes.stairs(counts, edges, fill=True, color=TRAIN, alpha=0.7)
     axes.axvline(dispersion["weight_mean"], color=HELD_OUT, label="mean")
@@ -64,7 +65,7 @@ def _weights(axes: Axes, dispersion: dict[str, Any]) -> None:
     axes.legend(frameon=False)
 
 
-def _by_tercile(axes: Axes, line: dict[str, Any]) -> None:
+def _by_tercile(axes: "Axes", line: dict[str, Any]) -> None:
     present = [t for t in TERCILES if f"eval/{t}/accuracy" in line]
     heights = [line[f"eval/{t}/accuracy"] for t in present]
     names = [

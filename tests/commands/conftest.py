@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
 
 from mallowspo_cli.__main__ import main
 from tests.conftest import pair_rows
@@ -32,6 +34,7 @@ def mallowspo(
 ) -> Command:
     """A function that runs `mallowspo WORDS` with `tmp_path` as the current directory."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Figure, "savefig", _save_plots_once)
 
     def run(*words: str) -> Outcome:
         # Accelerate keeps the precision of the first Accelerator of a process.
@@ -44,6 +47,23 @@ def mallowspo(
         return Outcome(stop.value.code or 0, out, err)
 
     return run
+
+
+_savefig = Figure.savefig
+_plots: dict[str, bytes] = {}
+
+
+def _save_plots_once(figure: Figure, file: Path, **options: Any) -> None:
+    """The plots of a training run are half of its time here: each is rasterised for the first run
+    of a process, and is the same bytes for later ones. Other pictures are always drawn."""
+    _, name, _ = file.name.split(".", 2)
+    if file.parent.name != "plots":
+        _savefig(figure, file, **options)
+    elif name in _plots:
+        file.write_bytes(_plots[name])
+    else:
+        _savefig(figure, file, **options)
+        _plots[name] = file.read_bytes()
 
 
 @pytest.fixture

@@ -140,11 +140,12 @@ def test_a_killed_run_goes_on_bit_equal_to_one_without_a_stop(
 
 
 def test_kill_nine_in_mid_run_then_resume_equals_uninterrupted(
-    mallowspo_process: Command, tiny_words: list[str], tmp_path: Path
+    mallowspo: Command, tiny_words: list[str], tmp_path: Path
 ) -> None:
-    words = [*tiny_words, "train.max_steps=300", "train.epochs=100", "checkpoint.every=20"]
+    words = [*tiny_words, "train.max_steps=150", "train.epochs=100", "checkpoint.every=20"]
     command = [sys.executable, "-m", "mallowspo_cli", "train", *words, "name=killed"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=one_thread, stderr=subprocess.DEVNULL)
     killed = tmp_path / "runs" / "killed"
     deadline = time.monotonic() + 120
     while not list((killed / "checkpoints").glob("step_*")) and time.monotonic() < deadline:
@@ -154,10 +155,10 @@ def test_kill_nine_in_mid_run_then_resume_equals_uninterrupted(
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "results.json").exists()
 
-    resumed = mallowspo_process("train", *words, "name=killed", "--resume")
+    resumed = mallowspo("train", *words, "name=killed", "--resume")
     assert resumed.code == 0, resumed.err
     assert "going on from" in " ".join(resumed.err.split())
-    assert mallowspo_process("train", *words, "name=whole").code == 0
+    assert mallowspo("train", *words, "name=whole").code == 0
     whole = tmp_path / "runs" / "whole"
     assert timeless(killed) == timeless(whole)
     weights = [run / "model" / "model.safetensors" for run in (killed, whole)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mallowspo_cli.evaluation import statistics
 from mallowspo_cli.evaluation.statistics import bootstrap_interval, spearman
 
 
@@ -87,7 +88,10 @@ def test_spearman_is_that_of_scipy_with_ties_and_without_what_is_missing() -> No
     assert found.low < expected < found.high
 
 
-def test_the_interval_of_a_correlation_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_of_a_correlation_covers_the_truth_about_as_often_as_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
     draw = np.random.default_rng(2)
     truth = 6 / np.pi * np.arcsin(0.5 / 2)
     inside = 0

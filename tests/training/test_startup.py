@@ -1,5 +1,6 @@
 """Before the first step the policy has to be the model that the store's numbers are of."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -76,10 +77,18 @@ def setting(
     return Setting(pairs, reference, build.load_scorer(tiny_directory, CONFIG, CPU))
 
 
+@pytest.fixture(scope="module")
+def made(tiny_directory: Path, tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """Made once, and changed by no test."""
+    return setting(tiny_directory, tiny_tokenizer, tmp_path_factory.mktemp("startup") / "store")
+
+
 @pytest.fixture
-def same(tiny_directory: Path, tiny_tokenizer, tmp_path: Path) -> Setting:
-    """Policy and reference are one model."""
-    return setting(tiny_directory, tiny_tokenizer, tmp_path / "store")
+def same(made: Setting) -> Setting:
+    """Policy and reference are one model; a test may change either."""
+    reference = copy.copy(made.reference)
+    reference.store = copy.copy(made.reference.store)
+    return Setting(made.pairs, reference, copy.deepcopy(made.policy))
 
 
 @pytest.mark.parametrize("name", sorted(registered()))
