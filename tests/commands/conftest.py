@@ -56,13 +56,12 @@ _plots: dict[str, bytes] = {}
 def _save_plots_once(figure: Figure, file: Path, **options: Any) -> None:
     """The plots of a training run are half of its time here: each is rasterised for the first run
     of a process, and is the same bytes for later ones. Other pictures are always drawn."""
-    _, name, _ = file.name.split(".", 2)
-    if file.parent.name != "plots":
-        _savefig(figure, file, **options)
-    elif name in _plots:
+    name = file.name.rpartition(".png")[0] if file.parent.name == "plots" else None
+    if name in _plots:
         file.write_bytes(_plots[name])
-    else:
-        _savefig(figure, file, **options)
+        return
+    _savefig(figure, file, **options)
+    if name is not None:
         _plots[name] = file.read_bytes()
 
 

@@ -253,6 +253,29 @@ def test_a_users_directory_adds_recipes_and_options_and_its_own_recipe_wins(
     assert load_recipe(shipped, ["objective=tuned"]).recipe.objective == IPO(beta=2)
 
 
+def test_an_installed_package_brings_recipes_by_an_entry_point(
+    write: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(GOOD, "site/booster_recipes/from_a_package.yaml")
+    write(
+        "from pathlib import Path\nPLACE = Path(__file__).parent\n",
+        "site/booster_recipes/__init__.py",
+    )
+    write(
+        "Metadata-Version: 2.1\nName: booster\nVersion: 1.0\n",
+        "site/booster-1.0.dist-info/METADATA",
+    )
+    write(
+        "[mallowspo.recipes]\nmine = booster_recipes:PLACE\n",
+        "site/booster-1.0.dist-info/entry_points.txt",
+    )
+    assert "from_a_package" not in recipe_files()
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(str(tmp_path / "site"))
+        assert load_recipe("from_a_package").recipe.name == "mine"
+    assert "from_a_package" not in recipe_files()
+
+
 def test_an_option_of_ours_and_of_the_users_is_refused_where_ours_would_win(
     write: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -150,6 +151,18 @@ def test_a_sequence_classifiers_log_odds_are_those_of_its_positive_label(
         assert odds == pytest.approx(math.log(share / (1 - share)), abs=1e-4)
     # Longer than the model can read.
     assert np.isfinite(found.log_odds(["word " * 40])).all()
+
+
+def test_a_classifier_trained_on_in_its_place_is_another_one(
+    classifier_directory: Path, tmp_path: Path
+) -> None:
+    place = shutil.copytree(classifier_directory, tmp_path / "own")
+    before = TransformersClassifier.load(place, "own", CPU)
+    assert TransformersClassifier.load(place, "own", CPU).about == before.about
+    with torch.no_grad():
+        before.model.score.weight.mul_(1.01)
+    before.model.save_pretrained(place)
+    assert TransformersClassifier.load(place, "own", CPU).about != before.about
 
 
 def test_the_positive_label_can_be_named_and_has_to_be_where_none_is_told_by_its_name(
