@@ -28,7 +28,8 @@ from mallowspo_cli.evaluation.controlled.reviews import (
     split_reviews,
 )
 from mallowspo_cli.evaluation.sampling.tasks import Task
-from mallowspo_cli.experiments.sentiment import Job, analyse, claims, point_rows
+from mallowspo_cli.experiments.sentiment import analyse, claims, point_rows
+from mallowspo_cli.experiments.sentiment_methods import Job
 from mallowspo_cli.files import make_directory, write_json
 from mallowspo_cli.models.load import model_directory
 from mallowspo_cli.recipe.load import LoadedRecipe
@@ -186,11 +187,13 @@ class Experiment:
         with self._mine("report", wait=last) as mine:
             found = self._results() if mine else None
             if found is not None:
-                results, points, decided = found
-                write_frontier(self.plan.to, results, points, decided)
-        if last and found is None:
+                write_frontier(self.plan.to, *found)
+        if not last:
+            return
+        if found is None:
             log.info("no report: no method has all runs of a seed")
-        elif last and found is not None:
+        else:
+            results, _, decided = found
             print_frontier(results, decided, self.plan.to)
 
     def _tell_missing(self, jobs: Sequence[Job]) -> None:

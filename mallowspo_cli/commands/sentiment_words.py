@@ -8,7 +8,7 @@ from pathlib import Path
 from mallowspo_cli.commands.sentiment_lab import Sizes
 from mallowspo_cli.commands.words import own_words, whole_number
 from mallowspo_cli.errors import RecipeError
-from mallowspo_cli.experiments.sentiment import Job, Method, all_jobs, chosen_methods
+from mallowspo_cli.experiments.sentiment_methods import Job, Method, all_jobs, chosen_methods
 from mallowspo_cli.recipe.load import LoadedRecipe, load_recipe
 
 OWN = (

@@ -17,7 +17,8 @@ from mallowspo_cli.commands import experiment_sentiment, sentiment_lab
 from mallowspo_cli.commands.experiment_sentiment import Experiment, run
 from mallowspo_cli.commands.sentiment_words import read_plan
 from mallowspo_cli.errors import EvalError, RecipeError, TrainingError
-from mallowspo_cli.experiments.sentiment import Curve, Job, area
+from mallowspo_cli.experiments.sentiment import Curve, area
+from mallowspo_cli.experiments.sentiment_methods import Job
 from mallowspo_cli.objectives.dpo import DPO
 from mallowspo_cli.objectives.ipo import IPO
 from mallowspo_cli.recipe.load import load_recipe

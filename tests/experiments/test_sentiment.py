@@ -13,15 +13,13 @@ from mallowspo_cli.errors import RecipeError
 from mallowspo_cli.evaluation.claims import t_estimate
 from mallowspo_cli.experiments.sentiment import (
     CONTROLS,
-    METHODS,
     Curve,
-    all_jobs,
     analyse,
     area,
-    chosen_methods,
     claims,
     frontier,
 )
+from mallowspo_cli.experiments.sentiment_methods import METHODS, all_jobs, chosen_methods
 
 
 def row(method: str, seed: int, *points: tuple[float, float], beta: float = 0.1) -> dict[str, Any]:
